@@ -1,0 +1,161 @@
+"""Tensor values as immutable bytes: in memory, or mapped from a file and read only when looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from runtime.errors import FileError
+from runtime.types import ElementType, TensorType
+
+
+class Tensor:
+    """An element type, a shape, and the elements: little-endian, rows first, types under 8 bits packed low bits first.
+
+    The layout is ONNX's `raw_data`. Strings have no bytes: they are held as an object array of `str` (or `bytes`
+    where they are not UTF-8). Tensors are compared by content and never change; arrays that they hand out are
+    read-only views where that is possible without a copy.
+    """
+
+    __slots__ = ("_data", "_digest", "element", "shape")
+
+    def __init__(self, element: ElementType, shape: Sequence[int], data: np.ndarray) -> None:
+        """`data`: the raw bytes as a flat uint8 array, or for strings an object array of the elements."""
+        self.element = element
+        self.shape = tuple(int(size) for size in shape)
+        self._data = data
+        self._digest = ""
+        expected = self.size if element is ElementType.STRING else (self.size * element.bits + 7) // 8
+        if data.size != expected:
+            unit = "strings" if element is ElementType.STRING else "bytes"
+            raise ValueError(f"a {element} tensor of shape {list(self.shape)} has {expected} {unit}, not {data.size}")
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> Tensor:
+        """The tensor of a NumPy (or ml_dtypes) array; shares its memory where the layout allows."""
+        array = np.asarray(array)
+        element = ElementType.of(array.dtype)
+        if element is ElementType.STRING:
+            strings = np.array([_plain(item) for item in array.reshape(-1)] or [], dtype=object)
+            return cls(element, array.shape, strings)
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        flat = np.ascontiguousarray(array).reshape(-1)
+        raw = flat.view(np.uint8) if flat.size else np.empty(0, np.uint8)
+        return cls(element, array.shape, _pack(raw, element.bits) if element.bits < 8 else raw)
+
+    @classmethod
+    def from_file(cls, path: str | Path, offset: int, element: ElementType, shape: Sequence[int]) -> Tensor:
+        """The tensor whose bytes lie in a file at `offset`; mapped, not read. FileError if they leave the file."""
+        size = (math.prod(shape) * element.bits + 7) // 8
+        path = Path(path)
+        try:
+            available = path.stat().st_size
+        except OSError as error:
+            raise FileError(path, f"cannot be read: {error.strerror}") from error
+        if offset < 0 or offset + size > available:
+            raise FileError(path, f"holds {available} bytes; a tensor needs bytes {offset} to {offset + size}")
+        data: np.ndarray = np.empty(0, np.uint8)
+        if size:
+            data = np.memmap(path, np.uint8, "r", offset, (size,))
+        return cls(element, shape, data)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the elements; for strings, of their UTF-8 text."""
+        if self.element is ElementType.STRING:
+            return sum(len(item if isinstance(item, bytes) else item.encode()) for item in self._data)
+        return int(self._data.size)
+
+    @property
+    def type(self) -> TensorType:
+        """Element type and shape."""
+        return TensorType(self.element, self.shape)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the elements lie in a mapped file."""
+        return isinstance(self._data, np.memmap)
+
+    def raw(self) -> np.ndarray:
+        """The elements' bytes, flat uint8, no copy. TypeError for strings."""
+        if self.element is ElementType.STRING:
+            raise TypeError("a tensor of strings has no raw bytes")
+        return self._data
+
+    def array(self) -> np.ndarray:
+        """The elements as an array of the element type's dtype; a read-only view unless they had to be unpacked."""
+        if self.element is ElementType.STRING:
+            return self._data.reshape(self.shape)
+        if self.element.bits < 8:
+            codes = _unpack(np.asarray(self._data), self.element, self.size)
+            return codes.view(self.element.dtype).reshape(self.shape)
+        view = self._data.view(np.ndarray)
+        if view.ctypes.data % self.element.dtype.itemsize:  # files need not align their tensors
+            view = view.copy()
+        view = view.view(self.element.dtype).reshape(self.shape)
+        view.flags.writeable = False
+        return view
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the elements' bytes, in hexadecimal; of a NUL-joined UTF-8 text for strings."""
+        if not self._digest:
+            if self.element is ElementType.STRING:
+                text = b"\0".join(item if isinstance(item, bytes) else item.encode() for item in self._data)
+                self._digest = hashlib.sha256(text).hexdigest()
+            else:
+                self._digest = hashlib.sha256(memoryview(np.ascontiguousarray(self._data))).hexdigest()
+        return self._digest
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if not isinstance(other, Tensor):
+            return NotImplemented
+        return (self.element, self.shape) == (other.element, other.shape) and (
+            self._data is other._data or bool(np.array_equal(self._data, other._data))
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.element, self.shape))
+
+    def __repr__(self) -> str:
+        return f"Tensor({self.type})"
+
+
+def _plain(item: object) -> str | bytes:
+    if isinstance(item, bytes):
+        try:
+            return item.decode()
+        except UnicodeDecodeError:
+            return item
+    return str(item)
+
+
+def _pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    per_byte = 8 // bits
+    padded = np.zeros(-(-codes.size // per_byte) * per_byte, np.uint8)
+    padded[: codes.size] = codes & ((1 << bits) - 1)
+    shifts = np.arange(per_byte, dtype=np.uint8) * bits
+    packed: np.ndarray = np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1).astype(np.uint8)
+    return packed
+
+
+def _unpack(packed: np.ndarray, element: ElementType, count: int) -> np.ndarray:
+    bits = element.bits
+    shifts = np.arange(8 // bits, dtype=np.uint8) * bits
+    codes = ((packed[:, None] >> shifts) & ((1 << bits) - 1)).reshape(-1)[:count]
+    if element in (ElementType.INT4, ElementType.INT2):  # ml_dtypes holds one signed value a byte
+        sign = 1 << (bits - 1)
+        codes = ((codes ^ sign).astype(np.int16) - sign).astype(np.int8).view(np.uint8)
+    return np.ascontiguousarray(codes)

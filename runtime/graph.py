@@ -402,8 +402,7 @@ class Graph:
         try:
             yield
         except BaseException:
-            while step.inverses:
-                self._revert(step.inverses.pop())
+            self._roll_back(step.inverses)
             raise
         finally:
             self._open = None
@@ -493,15 +492,25 @@ class Graph:
             raise GraphError(Finding("Undo and redo cannot run inside a transaction.", code="transaction"))
         if not origin:
             return None
-        step = origin.pop()
-        inverses = [self._revert(edit) for edit in reversed(step.inverses)]
+        step = origin[-1]
+        inverses: list[Edit] = []
+        try:
+            for edit in reversed(step.inverses):
+                inverses.append(self._perform(edit))
+                self._tell(edit)
+        except BaseException:  # a listener failed: the step stays where it was
+            self._roll_back(inverses)
+            raise
+        origin.pop()
         destination.append(Step(step.label, step.merge, inverses))
         return step.label
 
-    def _revert(self, edit: Edit) -> Edit:
-        inverse = self._perform(edit)
-        self._tell(edit)
-        return inverse
+    def _roll_back(self, inverses: list[Edit]) -> None:
+        """Takes edits back, last first, and tells listeners; `inverses` is empty afterwards."""
+        while inverses:
+            edit = inverses.pop()
+            self._perform(edit)
+            self._tell(edit)
 
     # -- listeners ------------------------------------------------------------------------------------------------
 

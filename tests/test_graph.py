@@ -233,3 +233,21 @@ def test_snapshots_do_not_follow_the_document() -> None:
     snapshot = graph.copy()
     graph.remove("b")
     assert list(snapshot.nodes) == ["a", "b", "c"] and len(snapshot.wires) == 2
+
+
+def test_a_failing_listener_leaves_document_and_history_as_they_were() -> None:
+    graph = chain()
+    before = graph.copy()
+    fail = [True]
+
+    def listener(edit: Edit) -> None:
+        if isinstance(edit, Cut) and fail.pop():
+            raise RuntimeError("listener")
+
+    graph.listen(listener)
+    with pytest.raises(RuntimeError):
+        graph.undo()
+    fail[:] = [False, False]
+    assert graph == before
+    assert graph.undo() == "Wire b.y to c.x"
+    assert len(graph.wires) == 1

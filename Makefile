@@ -1,0 +1,91 @@
+# `make run` and `make test` need Python 3.11 or newer and make, nothing else. Everything is installed into .venv; the
+# stamp files in it are written last, so that an interrupted installation is taken up again, and say when it is done.
+
+BIN := .venv/bin
+RUN_STAMP := .venv/.installed
+DEV_STAMP := .venv/.installed-dev
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+# A .venv that was copied along with the folder, or whose Python is gone, still has stamps, but does not work here.
+ifneq ($(wildcard $(RUN_STAMP)),)
+ifneq ($(shell cat $(RUN_STAMP)) $(shell $(BIN)/python -c 'print("runs")' 2>&1),$(CURDIR) runs)
+$(shell rm -f $(RUN_STAMP) $(DEV_STAMP))
+endif
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test bench conformance lint format typecheck check-python clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+run: $(RUN_STAMP) ## run a mixture-of-experts block on real input, on both backends
+	@$(BIN)/qmoe demo
+
+test: $(DEV_STAMP) ## check style and types, and run the tests
+	$(BIN)/python -m ruff check --quiet .
+	$(BIN)/python -m ruff format --quiet --check .
+	$(BIN)/python -m mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --durations 5
+
+bench: $(RUN_STAMP) ## measure speed, as ratios from one run
+	$(BIN)/python -m benchmarks
+
+conformance: $(DEV_STAMP) ## run ONNX's own node tests on both backends and write docs/conformance.md
+	$(BIN)/python tests/conformance.py
+
+lint: $(DEV_STAMP) ## check style
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+format: $(DEV_STAMP) ## put the code into the project's style
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+typecheck: $(DEV_STAMP) ## check types
+	$(BIN)/python -m mypy
+
+clean: ## remove .venv and everything that tools left behind
+	rm -rf .venv .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist
+
+# Prints the first Python that can make the environment, or says in a sentence what to install.
+FIND_PYTHON = \
+	lacking=; found=; \
+	for python in python3.13 python3.12 python3.11 python3 python; do \
+		$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+		if $$python -c 'import ensurepip, venv' 2>/dev/null; then found=$$python; break; fi; \
+		lacking=$${lacking:-$$python}; \
+	done; \
+	if test -n "$$found"; then \
+		:; \
+	elif test -n "$$lacking"; then \
+		echo "$$lacking cannot make virtual environments: install the system package $$lacking-venv" \
+			"(Debian, Ubuntu: sudo apt-get install $$lacking-venv)." >&2; exit 1; \
+	else \
+		echo "Python 3.11 or newer was not found, and $$(python3 --version 2>/dev/null || echo no python3) is not enough:" \
+			"install it (Debian 12, Ubuntu 24.04 or newer: sudo apt-get install python3 python3-venv)." >&2; exit 1; \
+	fi
+
+check-python: # for .ci/run: is there a Python that will do?
+	@$(FIND_PYTHON); echo $$found
+
+# What an earlier, interrupted call left in .venv is used if it has a pip that runs, and made anew if not.
+define SET_UP
+	@if ! $(BIN)/python -c 'import sys, pip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		$(FIND_PYTHON); \
+		echo "Making .venv with $$($$found --version) ..."; \
+		$$found -m venv --clear .venv; \
+	fi
+	@echo "Installing $(1) into .venv ..."
+	@$(INSTALL) '$(1)'
+endef
+
+$(RUN_STAMP): pyproject.toml
+	$(call SET_UP,.)
+	@echo '$(CURDIR)' > $@
+
+$(DEV_STAMP): pyproject.toml
+	$(call SET_UP,.[dev])
+	@echo '$(CURDIR)' > $(RUN_STAMP)
+	@touch $@

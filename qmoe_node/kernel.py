@@ -1,0 +1,132 @@
+"""The forward pass in NumPy: tokens grouped by expert, float32 inside, one rounding at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from qmoe_node.activations import activate
+from qmoe_node.layer import Layer, Projection
+from qmoe_node.packing import (
+    codes_of,
+    dequantize,
+    dequantize_float4,
+    dequantize_float8,
+    unpack,
+    zero_points,
+)
+from qmoe_node.routing import Routing, route
+
+TILE_ELEMENTS = 1 << 20
+"""How many weights are held as float32 at once, at most (4 MiB), however large the layer."""
+TILE_ROWS = 16
+"""Tiles start at a multiple of this, so that no layout is cut within a byte or a group of rows."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
+    """The layer's output, with the shape and type of `inputs["input"]`, from inputs that fit the layer.
+
+    Products and sums are in float32; narrower inputs, scales and biases are widened first.
+    """
+    given = inputs["input"]
+    tokens = given.reshape(-1, layer.hidden).astype(np.float32)
+    routing = route_tokens(layer, inputs)
+    mixed = np.zeros(tokens.shape, np.float32)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        for expert, rows, choices in by_expert(routing):
+            weights = routing.weights[rows, choices, None]
+            mixed[rows] += weights * run_expert(layer, inputs, expert, tokens[rows])
+        return mixed.astype(given.dtype).reshape(given.shape)
+
+
+def route_tokens(layer: Layer, inputs: Arrays) -> Routing:
+    """The routing of the layer's tokens."""
+    settings = layer.settings
+    return route(
+        inputs["router_probs"],
+        settings.k,
+        normalize_routing_weights=settings.normalize_routing_weights,
+        use_sparse_mixer=settings.use_sparse_mixer,
+        router_weights=inputs.get("router_weights"),
+    )
+
+
+def by_expert(routing: Routing) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(expert, its tokens, which of their choices it is) for every expert that has tokens; a token appears once."""
+    k = routing.indices.shape[1]
+    flat = routing.indices.ravel()
+    order = np.argsort(flat, kind="stable")
+    experts, starts = np.unique(flat[order], return_index=True)
+    for expert, slots in zip(experts, np.split(order, starts[1:]), strict=False):
+        yield int(expert), slots // k, slots % k
+
+
+def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
+    """One expert's output, float32 [t, hidden], on `tokens` float32 [t, hidden], before mixing."""
+    first = project(layer.fc1, inputs, expert, tokens)
+    third = None if layer.fc3 is None else project(layer.fc3, inputs, expert, tokens)
+    return project(layer.fc2, inputs, expert, activate(layer.settings, first, third))
+
+
+def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
+    """W x + b of one expert: float32 [t, rows] from `tokens` float32 [t, columns]."""
+    result = np.empty((len(tokens), projection.rows), np.float32)
+    height = max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
+    for start in range(0, projection.rows, height):
+        stop = min(start + height, projection.rows)
+        np.matmul(tokens, expert_weights(projection, inputs, expert, start, stop).T, out=result[:, start:stop])
+    bias = inputs.get(projection.port("experts_bias"))
+    if bias is not None:
+        result += bias[expert].astype(np.float32)
+    return result
+
+
+def expert_weights(
+    projection: Projection, inputs: Arrays, expert: int, start: int = 0, stop: int | None = None
+) -> np.ndarray:
+    """Rows `start` to `stop` of one expert's weights, float32 [stop - start, columns].
+
+    `start` is a multiple of `TILE_ROWS`, and so is `stop` unless it is the last row.
+    """
+    stop = projection.rows if stop is None else stop
+    packed = inputs[projection.port("experts_weights")][expert]
+    scales = inputs.get(projection.port("scales"))
+    if projection.layout == "float8":
+        global_scale = np.float32(1) if scales is not None else inputs[projection.port("global_scale")][expert]
+        squares = None if scales is None else scales[expert]
+        return dequantize_float8(packed[start:stop], squares, global_scale, projection.block_size, start)
+    assert scales is not None
+    scales = scales[expert, start:stop].reshape(stop - start, projection.blocks)
+    if projection.layout in ("float4", "columns"):
+        if projection.layout == "columns":
+            by_column = packed.reshape(projection.columns, -1)[:, start // 2 : stop // 2]
+            codes = unpack(by_column, 4, stop - start).T
+        else:
+            codes = unpack(packed.reshape(projection.rows, -1)[start:stop], 4, projection.columns)
+        global_scales = inputs.get(projection.port("global_scale"))
+        global_scale = np.float32(1) if global_scales is None else global_scales[expert]
+        return dequantize_float4(codes, scales, global_scale, projection.block_size)
+    rows = packed[start:stop]
+    unpacked = codes_of(projection, rows) if projection.layout == "interleaved" else None
+    zeros = expert_zero_points(projection, inputs, expert)
+    return dequantize(
+        rows,
+        scales,
+        None if zeros is None else zeros[start:stop],
+        projection.bits,
+        projection.columns,
+        projection.block_size,
+        codes=unpacked,
+    )
+
+
+def expert_zero_points(projection: Projection, inputs: Arrays, expert: int) -> np.ndarray | None:
+    """One expert's zero points as codes, uint8 [rows, blocks]; None where they have their default."""
+    packed = inputs.get(projection.port("zero_points"))
+    if packed is None:
+        return None
+    codes = zero_points(packed[expert : expert + 1], projection.bits, projection.rows, projection.blocks)
+    return np.asarray(codes[0])

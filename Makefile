@@ -63,8 +63,8 @@ FIND_PYTHON = \
 		echo "$$lacking cannot make virtual environments: install the system package $$lacking-venv" \
 			"(Debian, Ubuntu: sudo apt-get install $$lacking-venv)." >&2; exit 1; \
 	else \
-		echo "Python 3.11 or newer was not found, and $$(python3 --version 2>/dev/null || echo no python3) is not enough:" \
-			"install it (Debian 12, Ubuntu 24.04 or newer: sudo apt-get install python3 python3-venv)." >&2; exit 1; \
+		echo "QMoE Studio needs Python 3.11 or newer and found $$(python3 --version 2>/dev/null || echo none):" \
+			"install a newer one (Debian 12, Ubuntu 24.04 or later: sudo apt-get install python3 python3-venv)." >&2; exit 1; \
 	fi
 
 check-python: # for .ci/run: is there a Python that will do?

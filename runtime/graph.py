@@ -377,7 +377,8 @@ class Graph:
         else:
             content[edit.key] = edit.value
         if edit.node:
-            self._nodes[edit.node] = replace(node, **{edit.section: content})
+            changes: dict[str, Any] = {edit.section: content}
+            self._nodes[edit.node] = replace(node, **changes)
         return replace(edit, value=previous)
 
     def _existing(self, id: str) -> NodeState:

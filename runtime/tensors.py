@@ -114,7 +114,7 @@ class Tensor:
                 text = b"\0".join(item if isinstance(item, bytes) else item.encode() for item in self._data)
                 self._digest = hashlib.sha256(text).hexdigest()
             else:
-                self._digest = hashlib.sha256(memoryview(np.ascontiguousarray(self._data))).hexdigest()
+                self._digest = hashlib.sha256(np.ascontiguousarray(self._data).data).hexdigest()
         return self._digest
 
     def __eq__(self, other: object) -> bool:

@@ -34,5 +34,40 @@ def evaluate(
     raise StudioError(f"unknown backend {backend!r}: expected 'numpy' or 'onnxruntime'.")
 
 
+TOKEN_INPUTS = ("input", "router_probs", "router_weights")
+"""The inputs that differ from run to run; the others belong to the layer."""
+
+
 def _run(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> np.ndarray:
-    raise NotImplementedError
+    """The node in a graph of its own, the layer's tensors as initializers, run by ONNX Runtime."""
+    from qmoe_node.node import QMoE
+    from runtime import Graph, Session, Tensor, catalog
+
+    if catalog.find(QMoE.type_name()) is not QMoE:
+        catalog.register(QMoE)
+    graph = Graph("QMoE")
+    graph.add(QMoE.type_name(), "QMoE", parameters=_parameters(attributes))
+    for name, array in inputs.items():
+        if name in TOKEN_INPUTS:
+            tensor_type = Tensor.from_array(array).type
+            declared = {"type": f"tensor({tensor_type.element})", "shape": list(array.shape)}
+            graph.add("Input", name, parameters=declared)
+        else:
+            graph.add("Initializer", name, parameters={"tensor": Tensor.from_array(array)})
+        graph.wire(f"{name}.value", f"QMoE.{name}")
+    graph.add("Output", "output")
+    graph.wire("QMoE.output", "output.value")
+    session = Session(graph, backend="onnxruntime")
+    return session.forward({name: inputs[name] for name in TOKEN_INPUTS if name in inputs})["output"]
+
+
+def _parameters(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Valid operator attributes as parameters of the node type, in the declared Python types."""
+    from qmoe_node.node import QMoE
+
+    parameters: dict[str, Any] = {}
+    for name, value in QMoE.to_parameters(attributes).items():
+        declared = QMoE.parameter(name)
+        kind = declared.type if declared is not None else None
+        parameters[name] = kind(value) if isinstance(kind, type) else value
+    return parameters

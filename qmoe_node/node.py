@@ -201,3 +201,15 @@ class QMoE(Node):
         from qmoe_node.kernel import forward
 
         return (forward(layer_of(inputs, attributes), inputs),)
+
+    @staticmethod
+    def routing(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Where the tokens go: `experts` int64 [tokens, k], best first, and their mixing `weights` float32 [tokens, k].
+
+        `inputs` and `attributes` are those of `evaluate`.
+        """
+        from qmoe_node.checks import layer_of
+        from qmoe_node.kernel import route_tokens
+
+        chosen = route_tokens(layer_of(inputs, attributes), inputs)
+        return {"experts": chosen.indices, "weights": chosen.weights}

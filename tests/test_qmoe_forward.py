@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qmoe_node
+from qmoe_node.node import QMoE
 from tests.qmoe_layers import layers, make_float_layer, make_layer
 from tests.qmoe_oracle import oracle
 
@@ -35,6 +36,8 @@ def test_experts_of_torch(path):
         output = qmoe_node.evaluate(inputs, json.loads(str(case["attrs"])))
         expected = case["expected_routed"]
         assert np.abs(output * case["output_scale"] - expected).max() <= 1e-5 * np.abs(expected).max()
+        routing = QMoE.routing(inputs, json.loads(str(case["attrs"])))
+        np.testing.assert_array_equal(routing["experts"], case["topk_indices"])
 
 
 def test_all_cases_are_there():

@@ -276,6 +276,23 @@ def test_true_zeros_are_not_defaults():
         assert not np.allclose(qmoe_node.evaluate(inputs, attributes), plain)
 
 
+@pytest.mark.parametrize("fusion", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("limit", [0.25, 1.0, np.nan])
+@pytest.mark.parametrize("alpha", [1.0, 1.702])
+def test_swiglu_limits(fusion, after, limit, alpha):
+    inputs, attributes = make_layer(
+        activation_type="swiglu",
+        swiglu_fusion=fusion,
+        fc3=fusion == 0,
+        swiglu_limit=limit,
+        swiglu_limit_after_activation=after,
+        activation_alpha=alpha,
+        activation_beta=1.0,
+    )
+    assert_close(inputs, attributes, 48)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.permutations(range(6)))
 def test_the_order_of_tokens_does_not_matter(seed, order):

@@ -51,6 +51,17 @@ SCALE_TYPES = {
 }
 FLOAT4_BLOCKS = {"fp4": 32, "nvfp4": 16}
 
+SHAPING = {
+    "expert_weight_bits",
+    *(f"{fc}_expert_weight_bits" for fc in PROJECTIONS),
+    "activation_type",
+    "block_size",
+    "quant_type",
+    "swiglu_fusion",
+    "weights_prepacked",
+}
+"""The attributes that say which shapes fit: while one of them is malformed, no shape can be called wrong."""
+
 Dim = int | None
 
 
@@ -81,6 +92,8 @@ def layer_of(arrays: Mapping[str, np.ndarray], attributes: Mapping[str, Any], no
     """The layer that these arrays and operator attributes make; GraphError with every finding if they make none."""
     types: dict[str, ValueType] = {}
     for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise GraphError.at(node, name, f"expected a NumPy array; got {type(array).__name__}.", code="type")
         try:
             types[name] = TensorType(ElementType.of(array.dtype), array.shape)
         except TypeError as error:
@@ -127,7 +140,9 @@ class _Examination:
         check_presence(self.settings, self.inputs, self.complain)
         self.element_types()
         self.ranks()
-        layer = self.sizes()
+        layer = None
+        if not any(finding.code == "attribute" and finding.port in SHAPING for finding in self.findings):
+            layer = self.sizes()
         return None if any(finding.severity is Severity.ERROR for finding in self.findings) else layer
 
     def shape(self, port: str) -> Shape | None:

@@ -158,6 +158,25 @@ def test_a_layer_larger_than_a_tile():
     assert np.abs(output - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("kind", ["int", "fp4", "nvfp4", "fp8"])
+def test_the_layout_in_memory_does_not_matter(kind):
+    inputs, attributes = (
+        make_layer(block_size=16, zero_points=True) if kind == "int" else make_float_layer(quant_type=kind)
+    )
+    expected = qmoe_node.evaluate(inputs, attributes)
+    inputs = {name: np.asfortranarray(array) for name, array in inputs.items()}
+    np.testing.assert_allclose(qmoe_node.evaluate(inputs, attributes), expected, rtol=0, atol=2e-6)
+
+
+def test_inputs_stay_what_they_were():
+    inputs, attributes = make_layer(block_size=16, zero_points=True)
+    for array in inputs.values():
+        array.flags.writeable = False
+    before = {name: array.copy() for name, array in inputs.items()}
+    qmoe_node.evaluate(inputs, attributes)
+    assert all(np.array_equal(inputs[name], before[name]) for name in inputs)
+
+
 def one_hot_experts(experts, **attributes):
     """Expert e answers every token with e + 1, so that the output shows which experts were mixed, and how."""
     inputs, attributes = make_layer(tokens=1, experts=experts, hidden=8, inter=8, **attributes)

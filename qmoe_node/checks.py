@@ -424,14 +424,18 @@ class _Examination:
         """Row-wise or block-wise is one choice for the whole layer."""
         if self.settings.quant_type != "int" or not self.settings.block_size:
             return
-        first = self.shape("fc1_scales")
-        for fc in self.projections[1:]:
+        ranks = {}
+        for fc in self.projections:
             shape = self.shape(f"{fc}_scales")
-            if first is not None and shape is not None and len(shape) != len(first):
+            if shape is not None:
+                ranks[fc] = len(shape)
+        for fc, rank in ranks.items():
+            if sum(other == rank for other in ranks.values()) * 2 <= len(ranks) and len(set(ranks.values())) > 1:
                 self.complain(
                     f"{fc}_scales",
-                    f"expected {len(first)} dimensions as fc1_scales has; got {len(shape)}.",
-                    "Scale all projections by row or all by block.",
+                    f"expected scales of the same form for all projections; got {rank} dimensions here and "
+                    f"{5 - rank} elsewhere.",
+                    "Scale all projections by row (2 dimensions) or all by block (3).",
                     code="shape",
                 )
 

@@ -120,7 +120,8 @@ def dequantize(
         # One table entry holds all the weights of a byte, so that one look-up writes them at once.
         table = _byte_table(bits, subtracted)
         entries = table.view(f"V{table.shape[1] * 4}")[:, 0]
-        weights = entries[packed].view(np.float32).reshape(packed.shape[0], packed.shape[1] * table.shape[1])
+        found: np.ndarray = entries[np.ascontiguousarray(packed)]
+        weights = found.view(np.float32).reshape(packed.shape[0], packed.shape[1] * table.shape[1])
         weights = weights[:, :columns]
     return _scale(weights, scales, zeros, block_size)
 

@@ -159,6 +159,8 @@ class Node:
     cpu_kernel: ClassVar[bool] = True
     """Whether the installed ONNX Runtime can run it on a CPU."""
 
+    deprecated: ClassVar[bool] = False
+
     evaluate: ClassVar[Callable[..., tuple[np.ndarray, ...]] | None] = None
     """NumPy kernel `(inputs: dict[port, ndarray], attributes: dict) -> tuple of outputs`, or None."""
     lower: ClassVar[Callable[..., Any] | None] = None

@@ -1,0 +1,93 @@
+"""What one run reports while it works, and how it is told to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from runtime.errors import Cancelled, Finding, GraphError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+Progress: TypeAlias = Callable[[int, int, str], None]
+"""`progress(done, total, node)`: how many of how many nodes are done, and the node that comes next ("" at the end)."""
+
+
+@dataclass(slots=True)
+class Control:
+    """The observers of one run. `times` collects seconds by node id where it is a dictionary."""
+
+    progress: Progress | None = None
+    cancel: threading.Event | None = None
+    times: dict[str, float] | None = None
+    total: int = 0
+    done: int = 0
+
+    def step(self, node: str, count: int = 1) -> None:
+        """Tells that `node` comes next and stands for `count` nodes; Cancelled if the user wants no more."""
+        self.check()
+        if self.progress is not None:
+            self.progress(self.done, self.total, node)
+        self.done += count
+
+    def check(self) -> None:
+        """Cancelled if the user wants no more."""
+        if self.cancel is not None and self.cancel.is_set():
+            raise Cancelled("The run was cancelled.")
+
+    @contextmanager
+    def timed(self, node: str) -> Iterator[None]:
+        """Adds the time that the block takes to the node's."""
+        if self.times is None:
+            yield
+            return
+        start = perf_counter()
+        yield
+        self.times[node] = self.times.get(node, 0.0) + perf_counter() - start
+
+
+@dataclass(slots=True)
+class Placement:
+    """Where the nodes of a graph run, and what is worth knowing about that."""
+
+    backends: dict[str, str] = field(default_factory=dict)
+    """By node id: "onnxruntime" or "numpy"."""
+    findings: list[Finding] = field(default_factory=list)
+
+
+def document_node(node: ir.Node) -> str:
+    """The id of the document's node that an ONNX node belongs to."""
+    return node.metadata_props.get("qmoe.node") or node.name or ""
+
+
+def named(error: GraphError, node: str) -> GraphError:
+    """The error with `node` as the place of those findings that name none or name an operator instead."""
+    return GraphError(
+        Finding(finding.message, node, finding.port, finding.severity, finding.remedy, finding.code)
+        for finding in error.findings
+    )
+
+
+def operator_name(node: ir.Node) -> str:
+    """The operator as documents write it: `MatMul`, `com.microsoft.QMoE`."""
+    return f"{node.domain}.{node.op_type}" if node.domain else str(node.op_type)
+
+
+def attribute_values(node: ir.Node) -> dict[str, Any]:
+    """A node's attributes as plain values; tensors as arrays, graphs as they are."""
+    import onnx_ir as ir
+
+    values: dict[str, Any] = {}
+    for name, attribute in node.attributes.items():
+        value = attribute.value
+        if attribute.type == ir.AttributeType.TENSOR:
+            value = value.numpy()
+        elif isinstance(value, tuple):
+            value = list(value)
+        values[name] = value
+    return values

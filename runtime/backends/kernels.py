@@ -1,0 +1,170 @@
+"""Kernels of our own for standard operators: those that run subgraphs, and those around optional values.
+
+`onnx.reference` runs subgraphs with an evaluator of its own, which knows none of our kernels, leaves out scan axes and
+directions, and makes a sequence of an optional value. Formulas: the ONNX operator specification.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from runtime.backends.control import attribute_values
+from runtime.errors import Finding, GraphError
+from runtime.types import ElementType
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from runtime.backends.control import Control
+    from runtime.backends.numpy import Body, Kernel, Values
+
+MakeBody: TypeAlias = "Callable[[ir.Graph], Body]"
+
+
+def make_if(node: ir.Node, body: MakeBody, opsets: Mapping[str, int]) -> Kernel:
+    """If: one of two subgraphs."""
+    branches = {name: body(node.attributes[name].value) for name in ("then_branch", "else_branch")}
+
+    def kernel(inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
+        return branches["then_branch" if _truth(inputs[0]) else "else_branch"]([], values, control)
+
+    return kernel
+
+
+def make_loop(node: ir.Node, body: MakeBody, opsets: Mapping[str, int]) -> Kernel:
+    """Loop: repeats its body until the trip count is reached or the condition fails; stacks the scan outputs."""
+    run = body(node.attributes["body"].value)
+
+    def kernel(inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
+        limit, condition, *carried = [*inputs, None, None][: max(2, len(inputs))]
+        scanned: list[list[Any]] = [[] for _ in run.outputs[1 + len(carried) :]]
+        alive = condition is None or _truth(condition)
+        for iteration in count():
+            if not alive or (limit is not None and iteration >= int(limit.reshape(()))):
+                break
+            outputs = run([np.array(iteration, np.int64), np.array(True), *carried], values, control)
+            alive = _truth(outputs[0])
+            carried = outputs[1 : 1 + len(carried)]
+            for collected, output in zip(scanned, outputs[1 + len(carried) :], strict=True):
+                collected.append(output)
+        types = run.outputs[1 + len(carried) :]
+        return [*carried, *(_stack(collected, value, 0) for collected, value in zip(scanned, types, strict=True))]
+
+    return kernel
+
+
+def make_scan(node: ir.Node, body: MakeBody, opsets: Mapping[str, int]) -> Kernel:
+    """Scan: runs its body along an axis of its scan inputs. Versions from 9; the batched form of 8 is refused."""
+    if opsets.get("", 9) < 9:
+        raise GraphError(
+            Finding(
+                "There is no NumPy kernel for Scan with a batch axis, which is that of operator set 8.",
+                node.metadata_props.get("qmoe.node") or node.name or "",
+                remedy="Raise the graph's operator set to 9 or more, or run it on the onnxruntime backend.",
+                code="no-kernel",
+            )
+        )
+    run = body(node.attributes["body"].value)
+    attributes = attribute_values(node)
+    scan_count = attributes["num_scan_inputs"]
+    state_count = len(node.inputs) - scan_count
+    out_values = run.outputs[state_count:]
+
+    def setting(name: str, size: int) -> list[int]:
+        return list(attributes.get(name) or [0] * size)
+
+    in_axes, in_reversed = setting("scan_input_axes", scan_count), setting("scan_input_directions", scan_count)
+    out_axes = setting("scan_output_axes", len(out_values))
+    out_reversed = setting("scan_output_directions", len(out_values))
+
+    def kernel(inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
+        state, scans = inputs[:state_count], inputs[state_count:]
+        slices = [
+            np.flip(np.moveaxis(array, axis, 0), 0) if backwards else np.moveaxis(array, axis, 0)
+            for array, axis, backwards in zip(scans, in_axes, in_reversed, strict=True)
+        ]
+        if len({len(array) for array in slices}) != 1:
+            raise ValueError(f"scan inputs have different lengths: {[len(array) for array in slices]}")
+        collected: list[list[Any]] = [[] for _ in out_values]
+        for index in range(len(slices[0])):
+            outputs = run([*state, *(array[index] for array in slices)], values, control)
+            state = outputs[:state_count]
+            for items, output in zip(collected, outputs[state_count:], strict=True):
+                items.append(output)
+        return [
+            *state,
+            *(
+                _stack(items[::-1] if backwards else items, value, axis)
+                for items, value, axis, backwards in zip(collected, out_values, out_axes, out_reversed, strict=True)
+            ),
+        ]
+
+    return kernel
+
+
+def make_sequence_map(node: ir.Node, body: MakeBody, opsets: Mapping[str, int]) -> Kernel:
+    """SequenceMap: runs its body on every element of a sequence; other sequences go along, tensors stay."""
+    run = body(node.attributes["body"].value)
+
+    def kernel(inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
+        results: list[list[Any]] = [[] for _ in run.outputs]
+        for index in range(len(inputs[0])):
+            formal = [value[index] if isinstance(value, list) else value for value in inputs]
+            for result, output in zip(results, run(formal, values, control), strict=True):
+                result.append(output)
+        return results
+
+    return kernel
+
+
+CONTROL_FLOW: dict[str, Callable[[ir.Node, MakeBody, Mapping[str, int]], Kernel]] = {
+    "If": make_if,
+    "Loop": make_loop,
+    "Scan": make_scan,
+    "SequenceMap": make_sequence_map,
+}
+
+
+def _identity(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    return (inputs[0],)
+
+
+def _optional(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    return (inputs[0] if inputs else None,)
+
+
+def _optional_get_element(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    if inputs[0] is None:
+        raise ValueError("the optional value is absent")
+    return (inputs[0],)
+
+
+def _optional_has_element(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    return (np.array(bool(inputs) and inputs[0] is not None),)
+
+
+PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
+    "Identity": _identity,
+    "Optional": _optional,
+    "OptionalGetElement": _optional_get_element,
+    "OptionalHasElement": _optional_has_element,
+}
+"""By type name: kernels on positional inputs and attributes. An absent optional value is None."""
+
+
+def _truth(condition: Any) -> bool:
+    return bool(np.asarray(condition).reshape(()))
+
+
+def _stack(items: Sequence[Any], value: ir.Value, axis: int) -> np.ndarray:
+    """The iterations' results along a new axis; without any, of the type that the body declares."""
+    if items:
+        return np.stack(items, axis if axis >= 0 else axis + items[0].ndim + 1)
+    element = ElementType(value.dtype.value) if value.dtype is not None else ElementType.FLOAT
+    shape = [size if isinstance(size, int) else 0 for size in (value.shape or ())]
+    shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 0)
+    return np.empty(shape, element.dtype)

@@ -1,0 +1,260 @@
+"""The fast backend: ONNX Runtime sessions for all that they can run, NumPy kernels for what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from runtime import catalog, guard
+from runtime.backends.control import Control, Placement, document_node, operator_name
+from runtime.backends.native import NativePiece, Options
+from runtime.backends.numpy import Program, Values, array_of, read_by
+from runtime.backends.partition import Piece, extract, partition, sorted_inputs
+from runtime.errors import Finding, GraphError, Severity
+from runtime.types import ElementType
+
+
+class _Repartition(Exception):
+    """A piece turned out, during a run, to hold a node that ONNX Runtime cannot run."""
+
+
+class Engine:
+    """A compiled model in pieces for ONNX Runtime and NumPy: one ONNX Runtime session if that can run everything."""
+
+    def __init__(self, model: ir.Model, options: Options, barriers: frozenset[str]) -> None:
+        """Takes the model over. Its nodes carry their document node in `metadata_props["qmoe.node"]`.
+
+        `barriers` are ids of nodes whose inputs have to be checked as values, right before they run. GraphError if
+        there is a node that neither ONNX Runtime nor NumPy can run.
+        """
+        own = set(model.graph)
+        inline_functions(model)
+        self._model = model
+        self._options = options
+        self._opsets = dict(model.opset_imports)
+        self.placement = Placement()
+        self.node_count = len(model.graph)
+        self._given = {value.name or "": value for value in model.graph.inputs}
+        self._made = {value.name or "": value for node in model.graph for value in node.outputs}
+        self._barriers = {
+            node
+            for node in model.graph
+            if self._is_guarded(node) and (node not in own or document_node(node) in barriers)
+        }
+        self._on_numpy: dict[str, str] = {}
+        for node in model.graph:
+            reason = self._why_numpy(node)
+            if reason:
+                self._on_numpy[document_node(node)] = reason
+        self._pieces: list[Piece] = []
+        self._natives: dict[int, NativePiece] = {}
+        self._programs: dict[tuple[int, tuple[str, ...]], tuple[Program, Values]] = {}
+        self._whole: NativePiece | None = None
+        self._build()
+
+    # -- construction ---------------------------------------------------------------------------------------------
+
+    def _is_guarded(self, node: ir.Node) -> bool:
+        return guard.is_guarded(catalog.find(operator_name(node), self._opsets))
+
+    def _why_numpy(self, node: ir.Node) -> str:
+        """Why a node is not even tried in ONNX Runtime; empty if it is."""
+        if guard.contains_guarded(node, self._opsets):
+            if self._options.as_is:
+                raise GraphError.at(
+                    document_node(node),
+                    "",
+                    "Its subgraph holds a node that must be checked right before it runs, which an unchanged file "
+                    "does not allow.",
+                    "Run it without as_is.",
+                    "as-is",
+                )
+            return "its subgraph holds a node that must be checked right before it runs"
+        node_type = catalog.find(operator_name(node), self._opsets)
+        lacks_kernel = node_type is not None and not node_type.cpu_kernel and node_type.lower is None
+        if lacks_kernel and not self._options.as_is and self._numpy_can(node):
+            return "ONNX Runtime has no CPU kernel for it"
+        return ""
+
+    def _numpy_can(self, node: ir.Node) -> bool:
+        try:
+            Program([node], self._opsets)
+        except GraphError:
+            return False
+        return True
+
+    def _build(self) -> None:
+        """Cuts the graph and makes the sessions; moves nodes to NumPy until all of them can be made."""
+        while True:
+            self._pieces = partition(self._model.graph, self._on_numpy, self._barriers)
+            self._natives.clear()
+            self._programs.clear()
+            self.placement = Placement()
+            try:
+                for index, piece in enumerate(self._pieces):
+                    if not piece.native:
+                        self._program(index, ())
+                    elif all(value.type is not None for value in piece.inputs):
+                        self._natives[index] = self._native(piece)
+                break
+            except _Repartition:
+                continue
+        self._whole = self._natives.get(0) if self._is_whole() else None
+        for piece in self._pieces:
+            for node in piece.nodes:
+                self.placement.backends[document_node(node)] = "onnxruntime" if piece.native else "numpy"
+        self.placement.findings += [
+            Finding(f"Runs in NumPy: {reason}.", node, severity=Severity.NOTE, code="on-numpy")
+            for node, reason in self._on_numpy.items()
+        ]
+
+    def _is_whole(self) -> bool:
+        """Whether ONNX Runtime's one session takes the inputs and gives the outputs just as the graph does."""
+        graph = self._model.graph
+        return (
+            len(self._pieces) == 1
+            and not self._pieces[0].barriers
+            and all(value.name in self._made for value in graph.outputs)
+            and set(self._pieces[0].inputs) == set(graph.inputs)
+        )
+
+    def _native(self, piece: Piece) -> NativePiece:
+        try:
+            return NativePiece(extract(self._model, piece), self._options, self.placement)
+        except GraphError as error:
+            if self._options.as_is or error.findings[0].code != "no-kernel":
+                raise
+            self._move_to_numpy(piece, error)
+            raise _Repartition from error
+
+    def _move_to_numpy(self, piece: Piece, error: GraphError) -> None:
+        """Notes which nodes of a piece that ONNX Runtime refused run in NumPy; raises the error if they cannot."""
+        refused = {finding.node: finding.message for finding in error.findings if finding.node}
+        for node, message in (refused or self._refused_alone(piece)).items():
+            if node in self._on_numpy:
+                raise error
+            try:
+                Program([inner for inner in piece.nodes if document_node(inner) == node], self._opsets)
+            except GraphError as lacking:
+                reason = error.findings[0].message
+                raise GraphError.at(
+                    node, "", f"Neither backend can run it. {reason} {lacking.findings[0].message}", code="no-kernel"
+                ) from error
+            self._on_numpy[node] = message.removesuffix(".")
+            refused[node] = message
+        if not refused:
+            raise error
+
+    def _refused_alone(self, piece: Piece) -> dict[str, str]:
+        """The nodes of a piece that ONNX Runtime refuses one by one, for messages that name none, with its reasons."""
+        refused: dict[str, str] = {}
+        for node in piece.nodes:
+            alone = Piece(native=True, nodes=[node], inputs=sorted_inputs(node), outputs=list(node.outputs))
+            if document_node(node) in refused or any(value.type is None for value in alone.inputs):
+                continue
+            try:
+                NativePiece(extract(self._model, alone), self._options, Placement())
+            except GraphError as error:
+                refused[document_node(node)] = error.findings[0].message
+        return refused
+
+    def _program(self, index: int, extra: tuple[str, ...]) -> tuple[Program, Values]:
+        """The NumPy program of a piece that also keeps the values called `extra`, and its constants."""
+        key = index, extra
+        if key not in self._programs:
+            piece = self._pieces[index]
+            keep = [*piece.outputs, *(self._made[name] for name in extra)]
+            program = Program(piece.nodes, self._opsets, keep)
+            known = self._model.graph.initializers.values()
+            read = {value for node in piece.nodes for value in read_by(node)}
+            values: Values = {
+                value: array_of(value.const_value) for value in known if value in read and value.const_value is not None
+            }
+            self._programs[key] = program, values
+        return self._programs[key]
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
+        """The values called `wanted`, of inputs by name."""
+        if self._whole is not None and control.times is None and control.progress is None:
+            return self._whole.run(feeds, wanted, control)
+        while True:
+            control.total, control.done = self.node_count, 0
+            try:
+                return self._run_pieces(feeds, wanted, control)
+            except _Repartition:
+                self._build()
+
+    def _run_pieces(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
+        values: dict[str, Any] = dict(feeds)
+        for name, value in self._model.graph.initializers.items():
+            if name in wanted or (name in self._given and name not in feeds):
+                values[name] = array_of(value.const_value)
+        for index, piece in enumerate(self._pieces):
+            made = {value.name for node in piece.nodes for value in node.outputs}
+            asked = [value.name or "" for value in piece.outputs]
+            asked += [name for name in dict.fromkeys(wanted) if name in made and name not in asked]
+            inputs = {value.name or "": values[value.name or ""] for value in piece.inputs}
+            if piece.native:
+                results = self._run_native(index, inputs, tuple(asked), control)
+            else:
+                results = self._run_numpy(index, inputs, tuple(asked), control)
+            values.update(zip(asked, results, strict=True))
+        return [values[name] for name in wanted]
+
+    def _run_native(
+        self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control
+    ) -> Sequence[Any]:
+        piece = self._pieces[index]
+        for node in piece.barriers:
+            guard.check_values(node, document_node(node), inputs, self._opsets)
+        if index not in self._natives:
+            for value in piece.inputs:
+                if value.type is None:
+                    value.type = _type_of(inputs[value.name or ""])
+            self._natives[index] = self._native(piece)
+        native = self._natives[index]
+        control.step(document_node(piece.nodes[0]), len(piece.nodes))
+        return (native.run if control.times is None else native.run_timed)(inputs, asked, control)
+
+    def _run_numpy(self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control) -> Sequence[Any]:
+        piece = self._pieces[index]
+        own = {value.name for value in piece.outputs}
+        program, known = self._program(index, tuple(name for name in asked if name not in own))
+        values = known | program.constants
+        values.update((value, inputs[value.name or ""]) for value in piece.inputs)
+        program.run(values, control, top=True)
+        return [values[self._made[name]] for name in asked]
+
+
+def inline_functions(model: ir.Model) -> None:
+    """Replaces calls of model-local functions by their bodies, whose nodes inherit the call's document node."""
+    if not model.functions:
+        return
+    try:
+        passes.InlinePass()(model)
+    except (ValueError, ir.passes.PassError) as error:
+        cause = error.__cause__ or error
+        raise GraphError(
+            Finding(f"A model-local function cannot be put in the place of its call: {cause}", code="function")
+        ) from error
+    model.graph.sort()
+
+
+def _type_of(value: Any) -> Any:
+    """The IR type of a value that a run has produced."""
+    if isinstance(value, list):
+        if not value:
+            raise GraphError(
+                Finding(
+                    "An empty sequence of an unknown type reaches ONNX Runtime, which must know the type.",
+                    remedy="Declare the types of the graph's inputs.",
+                    code="type",
+                )
+            )
+        return ir.SequenceType(_type_of(value[0]))
+    return ir.TensorType(ir.DataType(int(ElementType.of(value.dtype))))

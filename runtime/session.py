@@ -1,0 +1,381 @@
+"""Running a graph: from inputs by name to outputs by name, on ONNX Runtime or on NumPy kernels."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from runtime.backends.control import Control, Placement, Progress
+from runtime.backends.inputs import Acceptor
+from runtime.check import Checker
+from runtime.compile import Compiled, compile_graph
+from runtime.errors import Finding, GraphError, Severity
+from runtime.graph import Graph, PortRef
+from runtime.guard import Guard, input_names
+from runtime.nodes.terminals import Initializer, Output
+from runtime.types import ElementType, TensorType, ValueType
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+BACKENDS = ("onnxruntime", "numpy")
+PRECISIONS = ("exact", "fast")
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run left beside its outputs: seconds by node id, and the probed values by "node.port".
+
+    Of ONNX Runtime, `times` are those of its kernels; what it spent in kernels that belong to no single node is under
+    the empty id.
+    """
+
+    times: dict[str, float] = field(default_factory=dict)
+    probes: dict[str, Any] = field(default_factory=dict)
+
+
+class _Engine(Protocol):
+    placement: Placement
+
+    def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]: ...
+
+
+class Session:
+    """A graph, checked and compiled, that runs as often as wanted. Later edits of the graph do not change it.
+
+    `backend` is "onnxruntime", which runs NumPy kernels where ONNX Runtime has none, or "numpy". `providers` are ONNX
+    Runtime's execution providers (its CPU's if None), `threads` how many it may use for one operator (its own choice
+    if None). With `precision` "exact" no kernel rounds activations to integers; "fast" allows those that do, and
+    `findings` says where. `as_is` gives ONNX Runtime the graph unchanged, for comparison, and nothing to NumPy.
+
+    GraphError with the findings of `check` if the graph has errors, or if there is a node that nothing can run.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        precision: Literal["exact", "fast"] = "exact",
+        as_is: bool = False,
+    ) -> None:
+        _check_choice("backend", backend, BACKENDS)
+        _check_choice("precision", precision, PRECISIONS)
+        if threads is not None and threads < 1:
+            raise GraphError(Finding(f"threads must be at least 1, or None; {threads} came.", code="option"))
+        self._settings = (backend, providers, threads, precision, as_is)
+        self._graph = graph.copy()
+        checker = Checker(self._graph)
+        found = list(checker.findings())
+        errors = [finding for finding in found if finding.severity is Severity.ERROR]
+        if errors:
+            raise GraphError(errors)
+        names = input_names(self._graph)
+        self.inputs: dict[str, ValueType] = {name: checker.type_of(PortRef(id, "value")) for id, name in names.items()}
+        """Types of the inputs by name. Those of `optional` may be left out: they have a default."""
+        overridable = {
+            str(state.parameters.get("name") or id): checker.type_of(PortRef(id, "value"))
+            for id, state in self._graph.nodes.items()
+            if state.type == Initializer.type_name() and state.parameters.get("overridable")
+        }
+        self.optional = frozenset(overridable)
+        self.inputs |= overridable
+        self.outputs: dict[str, ValueType] = {
+            str(state.parameters.get("name") or id): _type_at(self._graph, checker, id)
+            for id, state in self._graph.nodes.items()
+            if state.type == Output.type_name()
+        }
+        """Types of the outputs by name, as far as they are known before a run."""
+        self.last_run = Run()
+        self._checks = [finding for finding in found if finding.severity is not Severity.ERROR]
+        self._wanted = tuple(self.outputs)
+        self._acceptor = Acceptor(self.inputs, self.optional)
+        self._untyped = [name for name, type in self.inputs.items() if type == TensorType() or not _has_element(type)]
+        self._prepared: OrderedDict[tuple[Any, ...], _Prepared] = OrderedDict()
+        self._current: _Prepared | None = None
+        if not self._untyped:
+            self._current = self._prepared[()] = _Prepared(self._graph, checker, self._settings)
+
+    @property
+    def placement(self) -> dict[str, str]:
+        """By node id: whether it runs in "onnxruntime" or in "numpy"."""
+        return dict(self._current.engine.placement.backends) if self._current is not None else {}
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Warnings and notes: those of `check`, and what the backend has to say about kernels and precision."""
+        return self._checks + (list(self._current.engine.placement.findings) if self._current is not None else [])
+
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        probes: Iterable[PortRef | str] = (),
+        *,
+        check_numerics: bool = False,
+        times: bool = False,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, Any]:
+        """Runs the graph once and returns its outputs by name; `last_run` keeps the rest.
+
+        Values are arrays (bfloat16, float8 and integers below 8 bits as ml_dtypes'), lists for sequences, None for an
+        absent optional. `probes` are output ports whose values are wanted too; they change no number.
+        `check_numerics` raises GraphError if there is a node that makes a NaN, or an infinity, out of inputs that have
+        none, and names the first. `times` measures every node; on ONNX Runtime that takes a session of its own.
+        `progress(done, total, node)` is called before each node, or each group of nodes that run together; after
+        `cancel` is set, the run stops soon with `Cancelled`, and the session can be used again.
+
+        GraphError names the inputs that are missing or not of their type, or the node that failed.
+        """
+        feeds = self._acceptor.accept(inputs)
+        prepared = self._current if not self._untyped else self._typed(feeds)
+        assert prepared is not None
+        if prepared.guard.is_needed and prepared.guard.check(feeds):
+            prepared.rebuild()
+        if not probes and not (check_numerics or times) and progress is None and cancel is None:
+            return dict(zip(self._wanted, prepared.engine.run(feeds, self._wanted, _UNOBSERVED), strict=True))
+        control = Control(progress, cancel, {} if times else None)
+        asked = [_parse(probe) for probe in probes]
+        watched = prepared.watched() if check_numerics else []
+        values = prepared.values(feeds, self._wanted, [*asked, *watched], control)
+        if check_numerics:
+            _check_numerics(prepared.graph, watched, values)
+        if progress is not None:
+            progress(control.total, control.total, "")
+        self.last_run = Run(control.times or {}, {str(probe): values[probe] for probe in asked})
+        return {name: values[name] for name in self._wanted}
+
+    def _typed(self, feeds: Mapping[str, Any]) -> _Prepared:
+        """The graph prepared for these element types, where it leaves some open."""
+        key = tuple(_element_key(feeds.get(name)) for name in self._untyped)
+        if key not in self._prepared:
+            graph = self._graph.copy()
+            for id, name in input_names(graph).items():
+                if name in self._untyped and isinstance(feeds.get(name), np.ndarray):
+                    graph.set(id, "type", f"tensor({ElementType.of(feeds[name].dtype)})")
+            checker = Checker(graph)
+            errors = [finding for finding in checker.findings() if finding.severity is Severity.ERROR]
+            if errors:
+                raise GraphError(errors)
+            self._prepared[key] = _Prepared(graph, checker, self._settings)
+            if len(self._prepared) > 4:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        self._current = self._prepared[key]
+        return self._current
+
+
+_UNOBSERVED = Control()
+
+
+class _Prepared:
+    """A graph whose element types are known, with what runs it."""
+
+    def __init__(self, graph: Graph, checker: Checker, settings: tuple[Any, ...]) -> None:
+        self.graph = graph
+        self._checker = checker
+        self._settings = settings
+        self.guard = Guard(graph, checker) if settings[0] == "onnxruntime" else _NoGuard()
+        self._ports: dict[PortRef, str] = {}
+        self._tensors = {
+            PortRef(id, "value"): state.parameters["tensor"]
+            for id, state in graph.nodes.items()
+            if state.type == Initializer.type_name() and not state.parameters.get("overridable")
+        }
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Makes the engine: at the start, and when nodes have turned out to need a check right before they run."""
+        compiled = compile_graph(self.graph)
+        self._ports = dict(compiled.values)
+        _mark_nodes(compiled)
+        backend, providers, threads, precision, as_is = self._settings
+        self.engine: _Engine
+        if backend == "numpy":
+            from runtime.backends.numpy import Engine as NumpyEngine
+            from runtime.backends.onnxruntime import inline_functions
+
+            inline_functions(compiled.model)
+            self.engine = NumpyEngine(compiled.model)
+        else:
+            from runtime.backends.native import Options, check_providers
+            from runtime.backends.onnxruntime import Engine as NativeEngine
+
+            options = Options(check_providers(providers), threads or 0, precision, as_is)
+            _give_types(compiled, self._checker)
+            self.engine = NativeEngine(compiled.model, options, self.guard.barriers)
+
+    def watched(self) -> list[PortRef]:
+        """The output ports of all nodes whose values the model computes, in an order in which they run."""
+        by_node: dict[str, list[PortRef]] = {}
+        for port in self._ports:
+            by_node.setdefault(port.node, []).append(port)
+        return [port for id in self.graph.order() for port in by_node.get(id, ()) if port not in self._tensors]
+
+    def values(
+        self, feeds: Mapping[str, Any], outputs: Sequence[str], ports: Sequence[PortRef], control: Control
+    ) -> dict[str | PortRef, Any]:
+        """The outputs by name and the values of ports."""
+        names = {port: self._name_of(port) for port in ports if port not in self._tensors}
+        computed = tuple(dict.fromkeys([*outputs, *(name for name in names.values() if name not in feeds)]))
+        results = {**feeds, **dict(zip(computed, self.engine.run(feeds, computed, control), strict=True))}
+        values: dict[str | PortRef, Any] = {name: results[name] for name in outputs}
+        values.update((port, results[name]) for port, name in names.items())
+        values.update((port, self._tensors[port].array()) for port in ports if port in self._tensors)
+        return values
+
+    def _name_of(self, port: PortRef) -> str:
+        name = self._ports.get(port)
+        if name is not None:
+            return name
+        if port.node not in self.graph.nodes:
+            raise GraphError.at(port.node, port.port, "There is no such node to probe.", code="probe")
+        node_type = self.graph.node_type(port.node)
+        if node_type is not None and node_type.output_port(port.port):
+            remedy = "Wire it, or give it a name in specified_outputs_name."
+            raise GraphError.at(port.node, port.port, "This output is not computed: nobody uses it.", remedy, "probe")
+        raise GraphError.at(port.node, port.port, "There is no such output to probe.", code="probe")
+
+
+class _NoGuard:
+    """For the NumPy backend, whose kernels check what they are given themselves."""
+
+    is_needed = False
+    barriers: frozenset[str] = frozenset()
+
+    def check(self, inputs: Mapping[str, Any]) -> bool:
+        return False
+
+
+def _check_numerics(graph: Graph, watched: Iterable[PortRef], values: Mapping[str | PortRef, Any]) -> None:
+    """GraphError about the first node that makes a NaN or an infinity that none of its inputs has."""
+    for port in watched:
+        inputs = [values[source] for source in graph.inputs_of(port.node).values() if source in values]
+        if not any(_is_float(value) for value in inputs):
+            continue  # an input of the graph, or a constant that the author wrote
+        for word, test in (("NaN", np.isnan), ("infinite", np.isinf)):
+            bad = _where(values[port], test)
+            if bad is None or any(_where(value, np.isnan) is not None for value in inputs):
+                continue
+            if word == "infinite" and any(_where(value, np.isinf) is not None for value in inputs):
+                continue
+            count = len(bad)
+            first = ", ".join(str(index) for index in bad[0])
+            size = values[port].size
+            raise GraphError.at(
+                port.node,
+                port.port,
+                f"{count} of {size} values are {word}, the first at [{first}], though no input of the node is.",
+                f"Probe the node's inputs ({', '.join(str(source) for source in graph.inputs_of(port.node).values())})"
+                " to see what it was given.",
+                "numerics",
+            )
+
+
+def _where(value: Any, test: Any) -> np.ndarray | None:
+    """The indices, one a row, of the elements that pass the test; None if there are none."""
+    if not _is_float(value):
+        return None
+    hits = test(value) if value.dtype.isbuiltin == 1 else test(value.astype(np.float32))
+    return np.argwhere(hits) if hits.any() else None
+
+
+def _is_float(value: Any) -> bool:
+    if not isinstance(value, np.ndarray) or value.dtype.kind in "OUSTbiu":
+        return False
+    return value.dtype.kind == "c" or ElementType.of(value.dtype).is_float
+
+
+def _mark_nodes(compiled: Compiled) -> None:
+    """Writes on every ONNX node, also inside subgraphs, which of the document's nodes it belongs to."""
+    from runtime.backends.numpy import subgraphs
+
+    def mark(nodes: Iterable[ir.Node], owner: str) -> None:
+        for node in nodes:
+            own = owner or compiled.nodes.get(node.name or "", node.name or "")
+            node.metadata_props["qmoe.node"] = own
+            for body in subgraphs(node):
+                mark(body, own)
+
+    mark(compiled.model.graph, "")
+
+
+def _give_types(compiled: Compiled, checker: Checker) -> None:
+    """Gives the model's values the types that the check has found, where it has none of its own."""
+    import onnx_ir as ir
+
+    values = {value.name: value for value in _all_values(compiled.model.graph)}
+    for port, name in compiled.values.items():
+        value = values.get(name)
+        if value is None:
+            continue
+        found = checker.type_of(port)
+        if value.type is None and _has_element(found):
+            value.type = _ir_type(found)
+        if value.shape is None and isinstance(found, TensorType) and found.shape is not None:
+            value.shape = ir.Shape(found.shape)
+
+
+def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _ir_type(type: ValueType) -> Any:
+    import onnx_ir as ir
+
+    from runtime.types import OptionalType, SequenceType
+
+    match type:
+        case TensorType(element) if element is not None:
+            return ir.TensorType(ir.DataType(int(element)))
+        case SequenceType(of):
+            return ir.SequenceType(_ir_type(of))
+        case OptionalType(of):
+            return ir.OptionalType(_ir_type(of))
+    return None
+
+
+def _has_element(type: ValueType) -> bool:
+    """Whether the element type is known."""
+    from runtime.types import MapType, OptionalType, SequenceType
+
+    match type:
+        case TensorType(element):
+            return element is not None
+        case SequenceType(of) | OptionalType(of):
+            return _has_element(of)
+        case MapType():
+            return False
+
+
+def _type_at(graph: Graph, checker: Checker, output: str) -> ValueType:
+    source = graph.wires.get(PortRef(output, "value"))
+    return checker.type_of(source) if source is not None else TensorType()
+
+
+def _element_key(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _parse(probe: PortRef | str) -> PortRef:
+    try:
+        return PortRef.parse(probe)
+    except ValueError as error:
+        raise GraphError(Finding(f"A probe is an output port: {error}.", code="probe")) from None
+
+
+def _check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise GraphError(
+            Finding(
+                f"{option} must be {' or '.join(repr(choice) for choice in choices)}; {value!r} came.", code="option"
+            )
+        )

@@ -103,7 +103,7 @@ def check_values(node: ir.Node, id: str, values: Mapping[str, Any], opsets: Mapp
         if value is None:
             continue
         if value.const_value is not None:
-            shape = tuple(int(size) for size in value.const_value.shape)
+            shape = tuple(value.const_value.shape.numpy())
             types[port] = TensorType(ElementType(value.const_value.dtype.value), shape)
         else:
             array = values[value.name or ""]

@@ -1,1 +1,1 @@
-"""What runs a compiled graph: NumPy kernels (`numpy`), and ONNX Runtime with NumPy kernels in between (`onnxruntime`)."""
+"""What runs a compiled graph: NumPy programs (`numpy`), and ONNX Runtime with NumPy in between (`onnxruntime`)."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime import catalog
 from runtime.backends import kernels
-from runtime.backends.control import Control, attribute_values, document_node, named, operator_name
+from runtime.backends.control import Control, Placement, attribute_values, document_node, named, operator_name
 from runtime.errors import Finding, GraphError, StudioError
 
 if TYPE_CHECKING:
@@ -125,9 +125,11 @@ class Engine:
         self._programs: dict[tuple[str, ...], Program] = {}
         self._inputs = {value.name: value for value in self._graph.inputs}
         self._values = {value.name: value for node in self._graph for value in node.outputs if value.name}
-        self._values |= self._graph.initializers | self._inputs
+        self._values.update(self._graph.initializers)
+        self._values.update(self._inputs)
         self._constants = constants(self._graph)
         self.node_count = len(self._graph)
+        self.placement = Placement({document_node(node): "numpy" for node in self._graph})
         self._program(tuple(value.name or "" for value in self._graph.outputs))
 
     def run(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:

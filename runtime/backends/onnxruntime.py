@@ -10,6 +10,7 @@ import onnx_ir.passes.common as passes
 
 from runtime import catalog, guard
 from runtime.backends.control import Control, Placement, document_node, operator_name
+from runtime.backends.deviations import deviations
 from runtime.backends.native import NativePiece, Options
 from runtime.backends.numpy import Program, Values, array_of, read_by
 from runtime.backends.partition import Piece, extract, partition, sorted_inputs
@@ -106,6 +107,9 @@ class Engine:
         for piece in self._pieces:
             for node in piece.nodes:
                 self.placement.backends[document_node(node)] = "onnxruntime" if piece.native else "numpy"
+        self.placement.findings += [
+            finding for finding in deviations(self._model.graph) if finding.node not in self._on_numpy
+        ]
         self.placement.findings += [
             Finding(f"Runs in NumPy: {reason}.", node, severity=Severity.NOTE, code="on-numpy")
             for node, reason in self._on_numpy.items()

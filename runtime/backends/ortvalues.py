@@ -85,7 +85,7 @@ def detach_weights(model: ir.Model) -> dict[str, onnxruntime.OrtValue]:
             continue
         weights[name] = ort_value(document_tensor(tensor))
         value.const_value = ir.ExternalTensor(
-            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name, base_dir=""
+            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=""
         )
         offset += tensor.nbytes
     return weights

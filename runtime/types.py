@@ -183,13 +183,20 @@ def kind_of(value: ValueType) -> str:
     """ONNX's type string without shapes: `tensor(float)`, as operator schemas list them."""
     match value:
         case TensorType(element, _, sparse):
-            return f"{'sparse_tensor' if sparse else 'tensor'}({'?' if element is None else element})"
+            return _TENSOR_KINDS[element, sparse]
         case SequenceType(of):
             return f"seq({kind_of(of)})"
         case OptionalType(of):
             return f"optional({kind_of(of)})"
         case MapType(key, of):
             return f"map({key},{kind_of(of)})"
+
+
+_TENSOR_KINDS = {
+    (element, sparse): f"{'sparse_tensor' if sparse else 'tensor'}({'?' if element is None else element})"
+    for element in (None, *ElementType)
+    for sparse in (False, True)
+}
 
 
 @lru_cache(maxsize=4096)

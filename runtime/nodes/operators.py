@@ -14,7 +14,6 @@ import onnx.defs
 import onnx.helper
 
 from runtime.node import In, Node, Out, Parameter
-from runtime.types import ElementType
 
 STANDARD_DOMAIN = ""
 INTERNAL_DOMAINS = frozenset({"com.ms.internal.nhwc", "com.microsoft.nchwc", "com.microsoft.experimental"})
@@ -51,6 +50,7 @@ class Schema:
 
     @property
     def deprecated(self) -> bool:
+        """Whether new graphs should do without it."""
         return bool(self._raw.deprecated)
 
     def ports(self, kind: type[In] | type[Out]) -> Iterator[In | Out]:
@@ -94,7 +94,13 @@ class Schema:
         }
 
     def doc(self) -> str:
+        """The operator's description."""
         return str(self._raw.doc or "").strip()
+
+    @property
+    def is_function(self) -> bool:
+        """Whether the operator is defined by simpler ones, which ONNX Runtime runs in its place."""
+        return self.from_onnx and bool(self._raw.has_function or self._raw.has_context_dependent_function)
 
 
 def _plain(value: Any) -> Any:
@@ -157,6 +163,7 @@ def names() -> list[tuple[str, str]]:
     return listed
 
 
+@cache
 def newest_opset(domain: str) -> int:
     """The newest version of an operator set that both packages know; 1 for a domain that neither knows."""
     if domain == STANDARD_DOMAIN:
@@ -174,7 +181,12 @@ def _node_type(domain: str, name: str, version: int) -> type[Node]:
     schema = next(schema for schema in _schemas()[domain, name] if schema.version == version)
     later = [other.version for other in _schemas()[domain, name] if other.version > version]
     end = min(later, default=1 << 30)
-    kernel = any(low < end and high >= version for low, high in _kernels().get((domain, name), ()))
+    # ONNX Runtime folds constants and inlines functions: neither needs a kernel.
+    kernel = (
+        name == "Constant"
+        or schema.is_function
+        or any(low < end and high >= version for low, high in _kernels().get((domain, name), ()))
+    )
     body = {
         "__doc__": schema.doc(),
         "domain": domain,

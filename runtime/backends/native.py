@@ -36,8 +36,10 @@ ERRORS = (
     native.NoSuchFile,
     native.NotImplemented,
     native.RuntimeException,
+    RuntimeError,
+    ValueError,
 )
-"""What ONNX Runtime raises; these have no base class of their own."""
+"""What ONNX Runtime raises; its own classes have no base of their own."""
 
 _NODE_IN_MESSAGE = (
     re.compile(r"node with name '([^']*)'"),
@@ -179,7 +181,10 @@ class NativePiece:
         size = sum(value.tensor_size_in_bytes() for value in self._weights.values())
         try:
             with weights_folder(size) as folder:
-                options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+                if folder is not None:
+                    options.add_session_config_entry(
+                        "session.model_external_initializers_file_folder_path", str(folder)
+                    )
                 session = onnxruntime.InferenceSession(content, options, providers=list(self._options.providers))
         except ERRORS as error:
             raise self._translated(error, "cannot run it", "no-kernel") from error

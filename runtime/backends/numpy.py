@@ -6,7 +6,7 @@ bfloat16, float8 and the integers below 8 bits are ml_dtypes arrays throughout.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -45,27 +45,32 @@ class Program:
     GraphError names every node that has no kernel.
     """
 
-    def __init__(self, nodes: Iterable[ir.Node], opsets: Mapping[str, int], keep: Iterable[ir.Value] = ()) -> None:
+    def __init__(self, nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
         self.constants: Values = {}
         self.steps: list[Step] = []
         nodes = list(nodes)
         findings: list[Finding] = []
-        last_use = _last_uses(nodes, set(keep))
+        uses: dict[ir.Node, list[ir.Value]] = {node: [] for node in nodes}
+        for value, user in _last_uses(nodes).items():
+            uses[user].append(value)
         for node in nodes:
             try:
                 kernel = self._kernel(node, opsets)
             except GraphError as error:
                 findings.extend(error.findings)
                 continue
-            used = tuple(value for value, user in last_use.items() if user is node)
+            inputs, outputs = tuple(node.inputs), tuple(node.outputs)
             self.steps.append(
-                Step(document_node(node), operator_name(node), tuple(node.inputs), tuple(node.outputs), kernel, used)
+                Step(document_node(node), operator_name(node), inputs, outputs, kernel, tuple(uses[node]))
             )
         if findings:
             raise GraphError(findings)
 
-    def run(self, values: Values, control: Control, *, top: bool = False) -> None:
-        """Runs every node: takes its inputs from `values` and puts its outputs there."""
+    def run(self, values: Values, keep: Container[ir.Value], control: Control, *, top: bool = False) -> None:
+        """Runs every node: takes its inputs from `values` and puts its outputs there.
+
+        What no node needs any more is dropped, unless it is in `keep`.
+        """
         for step in self.steps:
             if top:
                 control.step(step.node)
@@ -80,11 +85,12 @@ class Program:
             for value, output in zip(step.outputs, outputs, strict=False):
                 values[value] = np.asarray(output) if isinstance(output, np.generic) else output
             for value in step.last_uses:
-                values.pop(value, None)
+                if value not in keep:
+                    values.pop(value, None)
 
     def body(self, graph: ir.Graph, opsets: Mapping[str, int]) -> Body:
         """The program of a subgraph."""
-        program = Program(graph, opsets, graph.outputs)
+        program = Program(graph, opsets)
         self.constants |= program.constants | constants(graph)
         return Body(program, tuple(graph.inputs), tuple(graph.outputs))
 
@@ -112,7 +118,7 @@ class Body:
 
     def __call__(self, inputs: Iterable[Any], values: Values, control: Control) -> list[Any]:
         values.update(zip(self.inputs, inputs, strict=False))
-        self.program.run(values, control)
+        self.program.run(values, self.outputs, control)
         return [values[value] for value in self.outputs]
 
 
@@ -120,32 +126,23 @@ class Engine:
     """A compiled model on NumPy kernels alone."""
 
     def __init__(self, model: ir.Model) -> None:
-        self._graph = model.graph
-        self._opsets = dict(model.opset_imports)
-        self._programs: dict[tuple[str, ...], Program] = {}
-        self._inputs = {value.name: value for value in self._graph.inputs}
-        self._values = {value.name: value for node in self._graph for value in node.outputs if value.name}
-        self._values.update(self._graph.initializers)
+        graph = model.graph
+        self._program = Program(graph, dict(model.opset_imports))
+        self._inputs = {value.name or "": value for value in graph.inputs}
+        self._values = {value.name or "": value for node in graph for value in node.outputs}
+        self._values.update(graph.initializers)
         self._values.update(self._inputs)
-        self._constants = constants(self._graph)
-        self.node_count = len(self._graph)
-        self.placement = Placement({document_node(node): "numpy" for node in self._graph})
-        self._program(tuple(value.name or "" for value in self._graph.outputs))
+        self._constants = constants(graph) | self._program.constants
+        self.placement = Placement({document_node(node): "numpy" for node in graph})
 
     def run(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
-        program = self._program(tuple(wanted))
-        values: Values = self._constants | program.constants
-        for name, array in feeds.items():
-            values[self._inputs[name]] = array
-        control.total = self.node_count
-        program.run(values, control, top=True)
-        return [values[self._values[name]] for name in wanted]
-
-    def _program(self, wanted: tuple[str, ...]) -> Program:
-        if wanted not in self._programs:
-            self._programs[wanted] = Program(self._graph, self._opsets, [self._values[name] for name in wanted])
-        return self._programs[wanted]
+        values = dict(self._constants)
+        values.update((self._inputs[name], array) for name, array in feeds.items())
+        keep = [self._values[name] for name in wanted]
+        control.total, control.done = len(self._program.steps), 0
+        self._program.run(values, set(keep), control, top=True)
+        return [values[value] for value in keep]
 
 
 def constants(graph: ir.Graph) -> Values:
@@ -169,9 +166,9 @@ def array_of(tensor: Any) -> np.ndarray:
     return array
 
 
-def _last_uses(nodes: Sequence[ir.Node], keep: set[ir.Value]) -> dict[ir.Value, ir.Node]:
-    """By value made by one of the nodes: the node after which nobody reads it any more."""
-    made = {value for node in nodes for value in node.outputs} - keep
+def _last_uses(nodes: Sequence[ir.Node]) -> dict[ir.Value, ir.Node]:
+    """By value made by one of the nodes: the node after which none of them reads it any more."""
+    made = {value for node in nodes for value in node.outputs}
     last: dict[ir.Value, ir.Node] = {}
     for node in nodes:
         last.update({value: node for value in read_by(node) if value in made})

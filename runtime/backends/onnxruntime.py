@@ -52,7 +52,7 @@ class Engine:
                 self._on_numpy[document_node(node)] = reason
         self._pieces: list[Piece] = []
         self._natives: dict[int, NativePiece] = {}
-        self._programs: dict[tuple[int, tuple[str, ...]], tuple[Program, Values]] = {}
+        self._programs: dict[int, tuple[Program, Values]] = {}
         self._whole: NativePiece | None = None
         self._build()
 
@@ -97,7 +97,7 @@ class Engine:
             try:
                 for index, piece in enumerate(self._pieces):
                     if not piece.native:
-                        self._program(index, ())
+                        self._programs[index] = self._program(piece)
                     elif all(value.type is not None for value in piece.inputs):
                         self._natives[index] = self._native(piece)
                 break
@@ -165,20 +165,12 @@ class Engine:
                 refused[document_node(node)] = error.findings[0].message
         return refused
 
-    def _program(self, index: int, extra: tuple[str, ...]) -> tuple[Program, Values]:
-        """The NumPy program of a piece that also keeps the values called `extra`, and its constants."""
-        key = index, extra
-        if key not in self._programs:
-            piece = self._pieces[index]
-            keep = [*piece.outputs, *(self._made[name] for name in extra)]
-            program = Program(piece.nodes, self._opsets, keep)
-            known = self._model.graph.initializers.values()
-            read = {value for node in piece.nodes for value in read_by(node)}
-            values: Values = {
-                value: array_of(value.const_value) for value in known if value in read and value.const_value is not None
-            }
-            self._programs[key] = program, values
-        return self._programs[key]
+    def _program(self, piece: Piece) -> tuple[Program, Values]:
+        """The NumPy program of a piece, and its constants."""
+        program = Program(piece.nodes, self._opsets)
+        read = {value for node in piece.nodes for value in read_by(node)}
+        values: Values = {value: array_of(value.const_value) for value in read if value.const_value is not None}
+        return program, values | program.constants
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -226,13 +218,12 @@ class Engine:
         return (native.run if control.times is None else native.run_timed)(inputs, asked, control)
 
     def _run_numpy(self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control) -> Sequence[Any]:
-        piece = self._pieces[index]
-        own = {value.name for value in piece.outputs}
-        program, known = self._program(index, tuple(name for name in asked if name not in own))
-        values = known | program.constants
-        values.update((value, inputs[value.name or ""]) for value in piece.inputs)
-        program.run(values, control, top=True)
-        return [values[self._made[name]] for name in asked]
+        program, known = self._programs[index]
+        values = dict(known)
+        values.update((value, inputs[value.name or ""]) for value in self._pieces[index].inputs)
+        keep = [self._made[name] for name in asked]
+        program.run(values, set(keep), control, top=True)
+        return [values[value] for value in keep]
 
 
 def inline_functions(model: ir.Model) -> None:

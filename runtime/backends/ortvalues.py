@@ -85,7 +85,13 @@ def detach_weights(model: ir.Model) -> dict[str, onnxruntime.OrtValue]:
             continue
         weights[name] = ort_value(document_tensor(tensor))
         value.const_value = ir.ExternalTensor(
-            WEIGHTS_FILE, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, base_dir=""
+            WEIGHTS_FILE,
+            offset,
+            tensor.nbytes,
+            tensor.dtype,
+            shape=ir.Shape(tensor.shape.numpy()),
+            name=name,
+            base_dir="",
         )
         offset += tensor.nbytes
     return weights
@@ -98,8 +104,14 @@ def document_tensor(tensor: Any) -> Tensor:
 
 
 @contextmanager
-def weights_folder(size: int) -> Iterator[Path]:
-    """A folder with a file of `size` bytes, all holes: ONNX Runtime wants the file to exist and never reads it."""
+def weights_folder(size: int) -> Iterator[Path | None]:
+    """A folder with a file of `size` bytes, all holes: ONNX Runtime wants the file to exist and never reads it.
+
+    None if there are no weights to put there.
+    """
+    if not size:
+        yield None
+        return
     with tempfile.TemporaryDirectory(prefix="qmoe-") as folder:
         with open(Path(folder, WEIGHTS_FILE), "wb") as file:
             file.truncate(size)

@@ -1,7 +1,7 @@
-"""Kernels of our own for standard operators: those that run subgraphs, and those around optional values.
+"""Kernels of our own for standard operators: those that run subgraphs, those around optional values, and Scatter.
 
 `onnx.reference` runs subgraphs with an evaluator of its own, which knows none of our kernels, leaves out scan axes and
-directions, and makes a sequence of an optional value. Formulas: the ONNX operator specification.
+directions, makes a sequence of an optional value, and has no Scatter. Formulas: the ONNX operator specification.
 """
 
 from __future__ import annotations
@@ -147,11 +147,23 @@ def _optional_has_element(inputs: list[Any], attributes: dict[str, Any]) -> tupl
     return (np.array(bool(inputs) and inputs[0] is not None),)
 
 
+def _scatter(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Scatter, the older name of ScatterElements."""
+    data, indices, updates = inputs
+    axis = attributes.get("axis", 0)
+    position = list(np.indices(indices.shape))
+    position[axis] = np.where(indices < 0, indices + data.shape[axis], indices)
+    result = data.copy()
+    result[tuple(position)] = updates
+    return (result,)
+
+
 PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
     "Identity": _identity,
     "Optional": _optional,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,
+    "Scatter": _scatter,
 }
 """By type name: kernels on positional inputs and attributes. An absent optional value is None."""
 

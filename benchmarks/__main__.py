@@ -17,7 +17,8 @@ import onnxruntime
 from rich.console import Console
 from rich.table import Table
 
-from runtime import Graph, Session, Tensor, check
+from runtime import Graph, Session, Tensor
+from runtime.check import check
 from runtime.compile import compile_graph
 
 EXPERTS, SIZE, TOP, BLOCK = 8, 1024, 4, 32

@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from runtime.check import Checker, check
+    from runtime.check import Checker
     from runtime.errors import Cancelled, FileError, Finding, GraphError, Severity, StudioError
     from runtime.files import load, save
     from runtime.graph import Graph, NodeState, PortRef
@@ -33,7 +33,6 @@ _HOMES = {
     "Severity": "errors",
     "StudioError": "errors",
     "Tensor": "tensors",
-    "check": "check",
     "load": "files",
     "save": "files",
 }
@@ -51,7 +50,6 @@ __all__ = [
     "Severity",
     "StudioError",
     "Tensor",
-    "check",
     "load",
     "save",
 ]

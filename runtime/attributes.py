@@ -1,14 +1,201 @@
-"""Attribute values whose ONNX kind their Python value does not tell."""
+"""Attribute values: Python values, and the ONNX attributes that they stand for.
+
+A value's ONNX kind is the declared one where the node type is known, else what the value itself tells; where neither
+does (an empty list, a whole number for a float attribute of an unknown operator), it is wrapped in `Typed`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from runtime.tensors import Tensor
+from runtime.types import MapType, OptionalType, SequenceType, TensorType
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+    from runtime.graph import Graph
+    from runtime.node import Parameter
+
+KINDS = {
+    1: "float",
+    2: "int",
+    3: "str",
+    4: "tensor",
+    5: "graph",
+    6: "floats",
+    7: "ints",
+    8: "strings",
+    9: "tensors",
+    10: "graphs",
+    11: "sparse_tensor",
+    12: "sparse_tensors",
+    13: "type",
+    14: "types",
+}
+"""Names of ONNX's attribute kinds by the numbers of AttributeProto.AttributeType."""
+
+_NUMBERS = {kind: number for number, kind in KINDS.items()} | {"bool": 2}
+_ITEMS = {"int": "ints", "float": "floats", "str": "strings", "tensor": "tensors", "graph": "graphs", "type": "types"}
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A value with the ONNX attribute kind that it has ("ints", "float", "ref", ...)."""
+    """A value with its ONNX attribute kind, one of KINDS ("ints", "float", ...), or "ref".
+
+    A "ref" is an attribute of a node in a function that stands for one of the function's own attributes: its value is
+    (name of the function's attribute, kind). Sparse tensors are held as the bytes of their SparseTensorProto.
+    """
 
     kind: str
     value: Any
+
+
+def kind_of_value(value: Any) -> str:
+    """The ONNX kind that a Python value tells by itself; empty if it does not."""
+    from runtime.graph import Graph
+
+    match value:
+        case Typed(kind, _):
+            return kind
+        case bool() | int():
+            return "int"
+        case float():
+            return "float"
+        case str() | bytes():
+            return "str"
+        case Tensor():
+            return "tensor"
+        case Graph():
+            return "graph"
+        case TensorType() | SequenceType() | OptionalType() | MapType():
+            return "type"
+        case list() | tuple():
+            kinds = {kind_of_value(item) for item in value}
+            return _ITEMS.get(kinds.pop(), "") if len(kinds) == 1 else ""
+    return ""
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether an attribute of a kind can hold a value: whole numbers stand for floats, booleans for integers."""
+    own = kind_of_value(value)
+    if own == kind or (own == "" and isinstance(value, list | tuple) and not value and kind in _ITEMS.values()):
+        return True
+    if kind == "bool":
+        return own == "int" and value in (0, 1)
+    if kind == "floats" and isinstance(value, list | tuple):
+        return all(kind_of_value(item) in ("int", "float") for item in value)
+    return kind == "float" and own == "int"
+
+
+def from_proto(
+    proto: onnx.AttributeProto,
+    declared: Parameter | None,
+    read_tensor: Callable[[onnx.TensorProto], Tensor],
+    read_graph: Callable[[onnx.GraphProto], Graph],
+) -> Any:
+    """The Python value of an attribute; a `Typed` where neither value nor declaration tells its kind.
+
+    ValueError says what is wrong with the attribute.
+    """
+    kind = KINDS.get(proto.type, "")
+    if not kind:
+        raise ValueError(f"the attribute {proto.name!r} has no kind that ONNX knows ({proto.type})")
+    if proto.ref_attr_name:
+        return Typed("ref", (proto.ref_attr_name, kind))
+    value = _read(proto, kind, read_tensor, read_graph)
+    expected = declared.kind if declared is not None else ""
+    plain = value if not isinstance(value, tuple) else list(value)
+    if expected == "bool" and kind == "int" and plain in (0, 1):
+        return bool(plain)
+    if kind.startswith("sparse") or (expected or kind_of_value(plain)) != kind:
+        return Typed(kind, plain)
+    return plain
+
+
+def _read(
+    proto: onnx.AttributeProto,
+    kind: str,
+    read_tensor: Callable[[onnx.TensorProto], Tensor],
+    read_graph: Callable[[onnx.GraphProto], Graph],
+) -> Any:
+    from runtime.onnx_types import from_type_proto
+
+    match kind:
+        case "float":
+            return float(proto.f)
+        case "int":
+            return int(proto.i)
+        case "str":
+            return _text(proto.s)
+        case "tensor":
+            return read_tensor(proto.t)
+        case "graph":
+            return read_graph(proto.g)
+        case "floats":
+            return list(proto.floats)
+        case "ints":
+            return list(proto.ints)
+        case "strings":
+            return [_text(item) for item in proto.strings]
+        case "tensors":
+            return [read_tensor(item) for item in proto.tensors]
+        case "graphs":
+            return [read_graph(item) for item in proto.graphs]
+        case "sparse_tensor":
+            return proto.sparse_tensor.SerializeToString(deterministic=True)
+        case "sparse_tensors":
+            return [item.SerializeToString(deterministic=True) for item in proto.sparse_tensors]
+        case "type":
+            return from_type_proto(proto.tp)
+        case _:
+            return [from_type_proto(item) for item in proto.type_protos]
+
+
+def _text(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def to_attribute(
+    name: str,
+    value: Any,
+    kind: str,
+    wrap_tensor: Callable[[Tensor], ir.TensorProtocol],
+    build_graph: Callable[[Graph], ir.Graph],
+) -> ir.Attr:
+    """The ONNX attribute for a value. `kind` is the declared one, or empty. ValueError if the value does not fit it."""
+    import onnx_ir as ir
+
+    from runtime.onnx_types import type_and_shape
+
+    if isinstance(value, Typed):
+        if value.kind == "ref":
+            reference, kind = value.value
+            return ir.RefAttr(name, reference, ir.AttributeType(_NUMBERS[kind]))
+        kind, value = value.kind, value.value
+    elif not kind:
+        kind = kind_of_value(value)
+    elif not fits(value, kind):
+        raise ValueError(f"expected {kind}, got {value!r}")
+    if kind not in _NUMBERS:
+        raise ValueError(f"no ONNX attribute can hold {value!r}")
+    match kind:
+        case "tensor":
+            value = wrap_tensor(value)
+        case "tensors":
+            value = [wrap_tensor(item) for item in value]
+        case "graph":
+            value = build_graph(value)
+        case "graphs":
+            value = [build_graph(item) for item in value]
+        case "type":
+            value = ir.TypeAndShape(*type_and_shape(value))
+        case "types":
+            value = [ir.TypeAndShape(*type_and_shape(item)) for item in value]
+    return ir.Attr(name, ir.AttributeType(_NUMBERS[kind]), value)

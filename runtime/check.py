@@ -20,6 +20,7 @@ from runtime.errors import Finding, Severity
 from runtime.graph import Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
 from runtime.node import Node, NodeContext, Parameter
 from runtime.nodes.terminals import Capture, Initializer, Input, Output, declared_type
+from runtime.ports import belongs, inputs_in_use, outputs_in_use, value_names
 from runtime.tensors import Tensor
 from runtime.types import OptionalType, TensorType, ValueType, format_shape, kind_of
 
@@ -184,7 +185,7 @@ class Checker:
         variables, disagreements = _type_variables(state, node_type, inputs)
         findings += disagreements
         attributes = node_type.to_attributes(parameters) if node_type.is_operator else parameters
-        used = self._outputs_in_use(state, node_type)
+        used = outputs_in_use(self._graph, state, node_type)
         result = _Result()
         if node_type.infer.__func__ is not Node.infer.__func__:  # type: ignore[attr-defined]
             values = {
@@ -216,12 +217,11 @@ class Checker:
         blamed_ports = {finding.port for finding in findings}
         findings += [f for f in _parameters(state, node_type, parameters) if f.port not in blamed_ports]
         for port in node_type.outputs:
-            if port.name not in result.types and port.type in variables:
-                result.types[port.name] = (
-                    TensorType(variables[port.type].element)
-                    if isinstance(variables[port.type], TensorType)
-                    else variables[port.type]
-                )
+            stands_for = variables.get(port.type)
+            if port.name not in result.types and stands_for is not None:
+                if isinstance(stands_for, TensorType):
+                    stands_for = TensorType(stands_for.element)
+                result.types[port.name] = stands_for
         if node_type is Output:
             findings += _declared_output(state, inputs)
         if node_type.is_operator and not node_type.cpu_kernel and node_type.evaluate is None:
@@ -265,25 +265,6 @@ class Checker:
                 refined[port] = TensorType(type_.element, shape, type_.sparse)
         return refined
 
-    def _outputs_in_use(self, state: NodeState, node_type: type[Node]) -> tuple[str, ...]:
-        """Output ports that are wired or have an own name, and all that are not optional, in order."""
-        wired = {source.port for source, target in self._graph.wires_of(state.id) if source.node == state.id}
-        named = len(state.parameters.get("specified_outputs_name") or ())
-        ports: list[str] = []
-        for port in node_type.outputs:
-            if port.variadic:
-                indices = [int(name.rpartition(".")[2]) for name in wired if name.rpartition(".")[0] == port.name]
-                count = max([port.minimum, named - len(ports), *(index + 1 for index in indices)])
-                ports += [f"{port.name}.{index}" for index in range(count)]
-            else:
-                ports.append(port.name)
-        while len(ports) > max(1, named) and ports[-1] not in wired:
-            declared = node_type.output_port(ports[-1])
-            if declared is not None and not declared.optional:
-                break
-            ports.pop()
-        return tuple(ports)
-
     def _infer(
         self,
         state: NodeState,
@@ -295,7 +276,7 @@ class Checker:
     ) -> list[Finding]:
         from runtime.inference import infer
 
-        ports = list(_positional(node_type, sources))
+        ports = list(inputs_in_use(node_type, sources))
         types = tuple(self.type_of_known(sources[port]) if port in sources else None for port in ports)
         values = tuple(self._value_of_known(sources[port]) if port in sources else None for port in ports)
         opset = self._graph.opsets.get(node_type.domain) or catalog.newest_opset(node_type.domain)
@@ -376,7 +357,7 @@ class Checker:
                     Finding(finding.message, path, finding.port, finding.severity, finding.remedy, finding.code)
                 )
             outcomes.append([inner._results_of_output(id) for id in inner.output_ids()])
-        ports = self._outputs_in_use(state, node_type)
+        ports = outputs_in_use(self._graph, state, node_type)
         if node_type.domain == "" and node_type.operator == "If" and len(outcomes) == 2:
             for port, first, second in zip(ports, *outcomes, strict=False):
                 result.types[port] = _common(first, second)
@@ -401,7 +382,7 @@ class Checker:
         if (node_type.domain, node_type.operator) != ("", "Loop"):
             return []
         given: list[ValueType | None] = [None, None]
-        for port in islice(_positional(node_type, sources), 2, None):
+        for port in islice(inputs_in_use(node_type, sources), 2, None):
             type_ = self.type_of_known(sources[port]) if port in sources else None
             given.append(TensorType(type_.element) if isinstance(type_, TensorType) else type_)
         return given
@@ -456,31 +437,11 @@ def _choices(kinds: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
 
 
-def _positional(node_type: type[Node], sources: Mapping[str, PortRef]) -> Iterator[str]:
-    """The input ports by position, up to the last connected one."""
-    last = len(node_type.inputs) - 1
-    while last >= 0 and not any(_belongs(port, node_type.inputs[last].name) for port in sources):
-        last -= 1
-    for port in node_type.inputs[: last + 1]:
-        if port.variadic:
-            indices = [int(name.rpartition(".")[2]) for name in sources if _belongs(name, port.name)]
-            yield from (f"{port.name}.{index}" for index in range(max(indices, default=-1) + 1))
-        else:
-            yield port.name
-
-
-def _belongs(port: str, declared: str) -> bool:
-    if port == declared:
-        return True
-    base, dot, index = port.rpartition(".")
-    return bool(dot) and base == declared and index.isdigit()
-
-
 def _missing_inputs(state: NodeState, node_type: type[Node], sources: Mapping[str, PortRef]) -> Iterator[Finding]:
     for port in node_type.inputs:
         if port.variadic:
             indices = {
-                int(name.rpartition(".")[2]) for name in sources if _belongs(name, port.name) and name != port.name
+                int(name.rpartition(".")[2]) for name in sources if belongs(name, port.name) and name != port.name
             }
             gaps = sorted(set(range(max(indices, default=-1))) - indices)
             if len(indices) < port.minimum and not port.optional:
@@ -664,29 +625,6 @@ def _common(first: ValueType, second: ValueType) -> ValueType:
 def _scan_states(state: NodeState, sources: Mapping[str, PortRef]) -> int:
     scanned = state.parameters.get("num_scan_inputs", 0)
     return max(0, len(sources) - (scanned if isinstance(scanned, int) else 0))
-
-
-def value_names(graph: Graph) -> Iterator[tuple[str, PortRef]]:
-    """The name of every value of a graph that can be captured, with its source."""
-    for id, node in graph.nodes.items():
-        if node.type in ("Input", "Initializer", "Capture"):
-            yield str(node.parameters.get("name") or id), PortRef(id, "value")
-            continue
-        own = node.parameters.get("specified_outputs_name") or ()
-        node_type = graph.node_type(id)
-        for index, name in enumerate(own):
-            if not name:
-                continue
-            if node_type is None:
-                yield name, PortRef(id, f"output.{index}")
-            elif index < len(node_type.outputs) and not node_type.outputs[index].variadic:
-                yield name, PortRef(id, node_type.outputs[index].name)
-            elif node_type.outputs and node_type.outputs[-1].variadic:
-                last = node_type.outputs[-1].name
-                yield name, PortRef(id, f"{last}.{index - len(node_type.outputs) + 1}")
-        for source, _ in graph.wires_of(id):
-            if source.node == id:
-                yield str(source), source
 
 
 def _duplicates(graph: Graph) -> Iterator[Finding]:

@@ -18,16 +18,9 @@ import onnx_ir as ir
 import onnx_shape_inference as library
 
 from runtime.node import Node
+from runtime.onnx_types import from_ir_type, type_and_shape
 from runtime.tensors import Tensor
-from runtime.types import (
-    Dimension,
-    ElementType,
-    MapType,
-    OptionalType,
-    SequenceType,
-    TensorType,
-    ValueType,
-)
+from runtime.types import Dimension, TensorType, ValueType
 
 logging.getLogger("onnx_shape_inference").setLevel(logging.ERROR)  # it warns of every operator that it does not know
 
@@ -183,43 +176,17 @@ def _has_minted(known: Known) -> bool:
 
 
 def _to_value(type_: ValueType, number: int) -> ir.Value:
-    shape = None
     if isinstance(type_, TensorType) and type_.shape is not None:
-        shape = ir.Shape([f"_a{number}_{axis}" if item is None else item for axis, item in enumerate(type_.shape)])
-    return ir.Value(name=f"input{number}", shape=shape, type=_to_ir_type(type_))
-
-
-def _to_ir_type(type_: ValueType) -> ir.TypeProtocol | None:
-    match type_:
-        case TensorType(element, _, sparse):
-            if element is None:
-                return None
-            return (ir.SparseTensorType if sparse else ir.TensorType)(ir.DataType(element))
-        case SequenceType(of):
-            inner = _to_ir_type(of)
-            return None if inner is None else ir.SequenceType(inner)
-        case OptionalType(of):
-            inner = _to_ir_type(of)
-            return None if inner is None else ir.OptionalType(inner)
-        case MapType():
-            return None
+        named = tuple(f"_a{number}_{axis}" if item is None else item for axis, item in enumerate(type_.shape))
+        type_ = TensorType(type_.element, named, type_.sparse)
+    ir_type, shape = type_and_shape(type_)
+    return ir.Value(name=f"input{number}", shape=shape, type=ir_type)
 
 
 def _from_value(value: ir.Value) -> ValueType | None:
     if value.type is None and value.shape is None:
         return None
     return from_ir_type(value.type, value.shape)
-
-
-def from_ir_type(type_: ir.TypeProtocol | None, shape: ir.Shape | None = None) -> ValueType:
-    """The type that onnx_ir describes by a type and a shape."""
-    if isinstance(type_, ir.SequenceType):
-        return SequenceType(from_ir_type(type_.elem_type))
-    if isinstance(type_, ir.OptionalType):
-        return OptionalType(from_ir_type(type_.elem_type))
-    element = None if type_ is None else ElementType(int(type_.dtype)) if int(type_.dtype) else None
-    dimensions = None if shape is None else tuple(item if isinstance(item, int) else item.value for item in shape)
-    return TensorType(element, dimensions, isinstance(type_, ir.SparseTensorType))
 
 
 def _value_of(context: library.ShapeInferenceContext, value: ir.Value) -> Value | None:

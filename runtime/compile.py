@@ -1,0 +1,738 @@
+"""Graph -> ONNX IR.
+
+Names come from the document: a value is called as `specified_outputs_name` says, else as the graph's output that it
+alone feeds, else `<id>.<port>`; inputs and initializers by their `name`, else by their id. What ONNX has no place for
+(ids that names do not tell, positions, training parameters) travels as metadata whose keys start with "qmoe.".
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx_ir._core import TensorBase
+
+from runtime import catalog
+from runtime.attributes import Typed, to_attribute
+from runtime.errors import Finding, GraphError
+from runtime.graph import Graph, NodeState, PortRef
+from runtime.node import COMMON_PARAMETERS, Node, NodeContext
+from runtime.nodes.terminals import declared_type
+from runtime.onnx_types import to_type_proto, type_and_shape
+from runtime.tensors import Tensor
+from runtime.types import TensorType
+
+PREFIX = "qmoe."
+"""Starts the keys of our own entries in ONNX metadata."""
+
+OUTPUT_PREFIX = "qmoe.output."
+"""Starts the keys of an output's entries, which lie with the value that it gives out."""
+
+DEFAULT_NAME = "graph"
+"""The name in ONNX of a graph without one: ONNX wants every graph to have a name."""
+
+PRODUCER = "qmoe-studio"
+
+LOWEST_IR_VERSION = 10
+"""The version of the file format in which nodes and values have metadata."""
+
+MAXIMUM_DEPTH = 32
+"""How deep subgraphs may be nested."""
+
+MAXIMUM_SPARSE_ELEMENTS = 1 << 28
+"""Elements that a sparse tensor may have when it is written out in full."""
+
+COMMON_NAMES = frozenset(parameter.name for parameter in COMMON_PARAMETERS)
+
+
+class GraphTensor(TensorBase):
+    """A document's tensor as onnx-ir sees it; `tensor` is the document's own, and no byte is copied."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor, name: str | None = None) -> None:
+        super().__init__(name=name)
+        self.tensor = tensor
+
+    @property
+    def dtype(self) -> ir.DataType:  # type: ignore[override]  # the tensor never changes
+        return ir.DataType(int(self.tensor.element))
+
+    @property
+    def shape(self) -> ir.Shape:  # type: ignore[override]  # the tensor never changes
+        return ir.Shape(self.tensor.shape, frozen=True)
+
+    @property
+    def raw(self) -> Tensor:
+        return self.tensor
+
+    def numpy(self) -> np.ndarray:
+        return self.tensor.array()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.tensor.array(), dtype, copy=copy)
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        return self.tensor.array().__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.array().__dlpack_device__()
+
+    def tobytes(self) -> bytes:
+        return self.tensor.raw().tobytes()
+
+    def tofile(self, file: Any) -> None:
+        file.write(np.ascontiguousarray(self.tensor.raw()).data)
+
+    def __repr__(self) -> str:
+        return f"GraphTensor({self.tensor.type}, name={self.name!r})"
+
+
+class GraphStrings(ir.StringTensor):
+    """A document's tensor of strings as onnx-ir sees it; `tensor` is the document's own."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor, name: str | None = None) -> None:
+        strings = [item if isinstance(item, bytes) else item.encode() for item in tensor.array().reshape(-1)]
+        super().__init__(strings, shape=ir.Shape(tensor.shape), name=name)
+        self.tensor = tensor
+
+
+def wrap(tensor: Tensor, name: str | None = None) -> GraphTensor | GraphStrings:
+    """A tensor as onnx-ir wants it."""
+    return GraphStrings(tensor, name) if str(tensor.element) == "string" else GraphTensor(tensor, name)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A graph as an ONNX model.
+
+    `values` gives the name in the model of every output port that it computes; `nodes` the document's id for the name
+    of an ONNX node (names are unique; nodes of subgraphs belong to the node that holds the subgraph). Initializers and
+    tensors in attributes are `GraphTensor`s (`GraphStrings` for strings). Entries of `meta` of values and nodes that
+    begin with "qmoe." say what onnx-ir cannot hold; `runtime.onnx_export` writes them to files.
+    """
+
+    model: ir.Model
+    values: dict[PortRef, str]
+    nodes: dict[str, str]
+
+
+def compile_graph(graph: Graph) -> Compiled:
+    """The ONNX model of a graph. GraphError names what cannot be written; run `check` before for all that is wrong."""
+    info = graph.section("info")
+    opsets = _opsets(graph)
+    model = _Model(opsets)
+    functions = [
+        _function(key, body, opsets) for key, body in graph.section("functions").items() if isinstance(body, Graph)
+    ]
+    for function in functions:
+        opsets.setdefault(function.domain, 1)
+    body = _Body(model, graph, {}, "", 0).build()
+    metadata = {str(key): str(value) for key, value in (info.get("metadata") or {}).items()}
+    metadata |= _layout(graph.section("layout"))
+    compiled = ir.Model(
+        body.graph,
+        ir_version=_ir_version(graph, opsets, bool(functions)),
+        producer_name=info.get("producer_name", PRODUCER),
+        producer_version=info.get("producer_version"),
+        domain=info.get("domain"),
+        model_version=info.get("model_version"),
+        doc_string=info.get("doc"),
+        functions=functions,
+        metadata_props=metadata,
+    )
+    return Compiled(compiled, body.names, model.nodes)
+
+
+def _opsets(graph: Graph) -> dict[str, int]:
+    """Versions of all operator sets that a graph uses: its own, and the newest installed where it has none."""
+    opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in graph.opsets.items()}
+    for domain in sorted(_domains(graph)):
+        if domain not in opsets:
+            opsets[domain] = catalog.newest_opset(domain)
+    return opsets
+
+
+def _domains(graph: Graph) -> Iterator[str]:
+    for state in graph.nodes.values():
+        if not is_terminal(state):
+            yield operator_of(state)[0]
+        for body in bodies_of(state):
+            yield from _domains(body)
+
+
+def bodies_of(state: NodeState) -> Iterator[Graph]:
+    """The subgraphs in a node's parameters."""
+    for value in state.parameters.values():
+        plain = value.value if isinstance(value, Typed) else value
+        for item in plain if isinstance(plain, list | tuple) else (plain,):
+            if isinstance(item, Graph):
+                yield item
+
+
+def is_terminal(state: NodeState) -> bool:
+    """Whether a node is an input, output, initializer or capture, and no operator."""
+    return state.type in ("Input", "Output", "Initializer", "Capture")
+
+
+def operator_of(state: NodeState) -> tuple[str, str]:
+    """The domain and the operator that a node's type names."""
+    operator = state.extra.get("operator")  # for operators with a dot in their own name
+    if isinstance(operator, str) and state.type.endswith(operator):
+        return state.type[: -len(operator)].rstrip("."), operator
+    domain, _, operator = state.type.rpartition(".")
+    return domain, operator
+
+
+def _ir_version(graph: Graph, opsets: Mapping[str, int], has_functions: bool) -> int:
+    own = graph.section("info").get("ir_version")
+    if isinstance(own, int):
+        fixed = any(
+            state.type == "Initializer" and not state.parameters.get("overridable") for state in graph.nodes.values()
+        )
+        return max(own, 8 if has_functions else 4 if fixed else 1)
+    from onnx.helper import find_min_ir_version_for, make_opsetid
+
+    imports = [make_opsetid(domain, version) for domain, version in opsets.items()]
+    return max(LOWEST_IR_VERSION, find_min_ir_version_for(imports, ignore_unknown=True))
+
+
+def _function(key: str, body: Graph, opsets: Mapping[str, int]) -> ir.Function:
+    domain, name, overload = split_function_key(key)
+    own = {"" if domain == "ai.onnx" else domain: version for domain, version in body.opsets.items()}
+    for used in sorted(_domains(body)):
+        if used not in own:
+            own[used] = opsets[used] if used in opsets else catalog.newest_opset(used)
+    model = _Model(own)
+    built = _Body(model, body, {}, "", 0).build().graph
+    info = body.section("info")
+    attributes = [ir.Attr(str(item), ir.AttributeType.UNDEFINED, None) for item in info.get("attributes") or ()]
+    for item, default in (info.get("attribute_defaults") or {}).items():
+        attributes.append(
+            to_attribute(item, default, "", wrap, lambda graph: _Body(model, graph, {}, "", 1).build().graph)
+        )
+    return ir.Function(domain, name, overload, graph=built, attributes=attributes)
+
+
+def split_function_key(key: str) -> tuple[str, str, str]:
+    """Domain, name and overload of a function from its key "domain::name" or "domain::name::overload"."""
+    parts = key.split("::")
+    if len(parts) not in (2, 3) or not parts[1]:
+        raise GraphError(Finding(f"A function's key is domain::name, not {key!r}.", code="function"))
+    return parts[0], parts[1], parts[2] if len(parts) == 3 else ""
+
+
+@dataclass(slots=True)
+class _Model:
+    """What is shared by all graphs of one model."""
+
+    opsets: dict[str, int]
+    nodes: dict[str, str] = field(default_factory=dict)
+
+
+class _Body:
+    """One graph (the main one, a subgraph, a function's) on its way to onnx-ir."""
+
+    def __init__(self, model: _Model, graph: Graph, outer: Mapping[str, ir.Value], owner: str, depth: int) -> None:
+        if depth > MAXIMUM_DEPTH:
+            raise GraphError.at(owner, "", f"Subgraphs are nested more than {MAXIMUM_DEPTH} deep.", code="depth")
+        self._model, self._source, self._outer, self._owner, self._depth = model, graph, outer, owner, depth
+        self._types = {id: self._type_of(state) for id, state in graph.nodes.items() if not is_terminal(state)}
+        self._ports = {id: output_ports(graph, id, node_type) for id, node_type in self._types.items()}
+        self.names = value_names(graph, self._ports, outer)
+        self._visible: dict[str, ir.Value] = dict(outer)
+        self._values: dict[PortRef, ir.Value] = {}
+
+    def _type_of(self, state: NodeState) -> type[Node] | None:
+        return catalog.find(state.type, self._model.opsets)
+
+    def build(self) -> _Body:
+        """Builds `graph`."""
+        inputs: list[ir.Value] = []
+        initializers: list[ir.Value] = []
+        states = self._source.nodes
+        for id, state in states.items():
+            if state.type == "Capture":
+                self._capture(id, state)
+            elif state.type in ("Input", "Initializer"):
+                value = self._terminal(id, state)
+                if state.type == "Initializer":
+                    initializers.append(value)
+                if state.type == "Input" or state.parameters.get("overridable"):
+                    inputs.append(value)
+        for id in self._ports:
+            self._declare(id)
+        nodes = [self._node(id) for id in self._order()]
+        outputs: list[ir.Value] = []
+        for id, state in states.items():
+            if state.type == "Output":
+                outputs.append(self._output(id, state, nodes))
+        info = self._source.section("info")
+        metadata = info.get("graph_metadata" if self._depth == 0 else "metadata") or {}
+        self.graph = ir.Graph(
+            inputs,
+            outputs,
+            nodes=nodes,
+            initializers=initializers,
+            doc_string=info.get("graph_doc" if self._depth == 0 else "doc"),
+            opset_imports=dict(self._model.opsets) if self._depth == 0 else None,
+            name=self._source.name or DEFAULT_NAME,
+            metadata_props={str(key): str(value) for key, value in metadata.items()},
+        )
+        return self
+
+    # -- terminals ------------------------------------------------------------------------------------------------
+
+    def _capture(self, id: str, state: NodeState) -> None:
+        name = str(state.parameters.get("name", ""))
+        value = self._outer.get(name)
+        if value is None:
+            where = "around" if self._depth else "outside: only a subgraph has one"
+            raise GraphError.at(self._place(id), "name", f"There is no value {name!r} {where}.", code="capture")
+        self._values[PortRef(id, "value")] = value
+
+    def _terminal(self, id: str, state: NodeState) -> ir.Value:
+        port = PortRef(id, "value")
+        name = self.names[port]
+        value = ir.Value(name=name)
+        if state.type == "Initializer":
+            tensor = state.parameters.get("tensor")
+            if not isinstance(tensor, Tensor):
+                raise GraphError.at(self._place(id), "tensor", "The initializer has no tensor.", code="parameter")
+            value.const_value = wrap(tensor, name)
+            value.type, value.shape = type_and_shape(tensor.type)
+            training_type = state.parameters.get("training_type", "constant")
+            if training_type != "constant":
+                value.metadata_props[PREFIX + "training_type"] = str(training_type)
+            if state.extra.get("sparse"):
+                value.meta["qmoe.sparse"] = True
+        else:
+            self._set_type(value, id, state)
+        self._decorate(value, state, "value")
+        _mark(value.metadata_props, PREFIX, state, name)
+        self._values[port] = self._visible[name] = value
+        return value
+
+    def _set_type(self, value: ir.Value, id: str, state: NodeState) -> None:
+        try:
+            declared = declared_type(NodeContext(id, {}, state.parameters))
+        except ValueError as error:
+            raise GraphError.at(self._place(id), "type", f"{error}.", code="parameter") from error
+        value.type, value.shape = type_and_shape(declared)
+        if value.type is None and declared != TensorType():
+            value.meta["qmoe.type"] = to_type_proto(declared)
+        exact = _of_value(state, "value").get("proto")
+        if isinstance(exact, bytes):
+            value.meta["qmoe.type"] = onnx.TypeProto.FromString(exact)
+
+    def _output(self, id: str, state: NodeState, nodes: list[ir.Node]) -> ir.Value:
+        source = self._source.wires.get(PortRef(id, "value"))
+        if source is None:
+            raise GraphError.at(self._place(id), "value", "Nothing is wired to this output.", code="missing-input")
+        value = self._values.get(source)
+        if value is None:
+            raise GraphError.at(self._place(id), "value", f"{source} is no output.", code="wire")
+        name = str(state.parameters.get("name") or id)
+        captured = value.name is not None and self._outer.get(value.name) is value
+        if value.name != name or captured:
+            if name in self._visible and self._visible[name] is not value:
+                taken = f"The name {name!r} is taken by another value."
+                raise GraphError.at(self._place(id), "name", taken, "Choose another.", "duplicate-name")
+            given = ir.Value(name=name, type=value.type, shape=value.shape)
+            nodes.append(ir.Node("", "Identity", [value], outputs=[given], name=self._unique(f"{id}.identity", id)))
+            nodes[-1].meta["qmoe.output"] = id
+            self._visible[name] = value = given
+        if value.producer() is not None and (state.parameters.get("type") or "shape" in state.parameters):
+            self._set_type(value, id, state)
+        self._decorate(value, state, "value")
+        _mark(value.metadata_props, OUTPUT_PREFIX, state, name)
+        return value
+
+    def _decorate(self, value: ir.Value, state: NodeState, port: str) -> None:
+        """Gives a value what its file said about it beside its type."""
+        about = _of_value(state, port)
+        if about.get("doc"):
+            value.doc_string = str(about["doc"])
+        for key, text in (about.get("metadata") or {}).items():
+            value.metadata_props[str(key)] = str(text)
+        if about.get("quantization"):
+            value.meta["quant_parameter_tensor_names"] = dict(about["quantization"])
+        if state.type not in ("Input", "Output") and (about.get("type") or about.get("proto")):
+            value.meta["qmoe.value_info"] = about
+
+    # -- operators ------------------------------------------------------------------------------------------------
+
+    def _declare(self, id: str) -> None:
+        state = self._source.nodes[id]
+        for port in self._ports[id]:
+            value = ir.Value(name=self.names[PortRef(id, port)] if port else "")
+            if port:
+                self._decorate(value, state, port)
+                self._values[PortRef(id, port)] = self._visible[str(value.name)] = value
+        self._outputs_of(id)
+
+    def _outputs_of(self, id: str) -> list[ir.Value]:
+        return [self._values[PortRef(id, port)] if port else ir.Value(name="") for port in self._ports[id]]
+
+    def _node(self, id: str) -> ir.Node:
+        state, node_type = self._source.nodes[id], self._types[id]
+        domain, operator = operator_of(state)
+        sources = self._source.inputs_of(id)
+        inputs: list[ir.Value | None] = []
+        for port in input_ports(sources, node_type, self._place(id)):
+            source = sources.get(port)
+            if source is None:
+                inputs.append(None)
+                continue
+            value = self._values.get(source)
+            if value is None:
+                raise GraphError.at(self._place(id), port, f"{source} is no output that is computed.", code="wire")
+            inputs.append(value)
+        name = str(state.parameters.get("name") or "") if _has_common(node_type, "name") else ""
+        name = name or str(state.extra.get("node_name") or id)
+        unique = self._unique(name, id)
+        node = ir.Node(
+            domain,
+            operator,
+            inputs,
+            [],
+            overload=str(state.extra.get("overload") or ""),
+            outputs=self._outputs_of(id),
+            name=unique,
+            doc_string=state.extra.get("doc"),
+            metadata_props={str(key): str(text) for key, text in (state.extra.get("metadata") or {}).items()},
+        )
+        for attribute in self._attributes(id, state, node_type, node):
+            node.attributes.add(attribute)
+        if unique != name:
+            node.meta["qmoe.name"] = name
+        if state.extra.get("device_configurations"):
+            node.meta["qmoe.devices"] = tuple(state.extra["device_configurations"])
+        _mark(node.metadata_props, PREFIX, state, name)
+        for key, default in (("training?", True), ("lda coeff", 1.0)):
+            if key in state.parameters and _has_common(node_type, key) and state.parameters[key] != default:
+                node.metadata_props[PREFIX + key] = json.dumps(state.parameters[key])
+        return node
+
+    def _attributes(self, id: str, state: NodeState, node_type: type[Node] | None, node: ir.Node) -> Iterator[ir.Attr]:
+        if node_type is not None:
+            attributes = node_type.to_attributes(state.parameters)
+        else:
+            attributes = {key: value for key, value in state.parameters.items() if key not in COMMON_NAMES}
+        attributes |= state.extra.get("attributes") or {}
+        docs = state.extra.get("attribute_docs") or {}
+        for name, value in attributes.items():
+            if value is None:
+                continue
+            if name == "sparse_value" and isinstance(value, Typed) and state.type == "Constant":
+                node.meta["qmoe.sparse"] = value.value
+                name, value = "value", self._dense(id, value.value)
+            declared = node_type.parameter(name) if node_type is not None else None
+            kind = declared.kind if declared is not None else ""
+            try:
+                attribute = to_attribute(name, value, kind, wrap, self._subgraph(id))
+            except ValueError as error:
+                raise GraphError.at(self._place(id), name, f"{error}.", code="parameter") from error
+            attribute.doc_string = docs.get(name)
+            yield attribute
+
+    def _dense(self, id: str, data: bytes) -> Tensor:
+        try:
+            return dense_tensor(onnx.SparseTensorProto.FromString(data))
+        except ValueError as error:
+            raise GraphError.at(self._place(id), "sparse_value", f"{error}.", code="parameter") from error
+
+    def _subgraph(self, id: str) -> Callable[[Graph], ir.Graph]:
+        owner = self._owner or id
+        return lambda graph: _Body(self._model, graph, self._visible, owner, self._depth + 1).build().graph
+
+    def _place(self, id: str) -> str:
+        """The node to name in an error: in a subgraph, the node of the document that holds it."""
+        return self._owner or id
+
+    def _unique(self, name: str, id: str) -> str:
+        """A name for an ONNX node that no other node of the model has."""
+        unique, number = name, 1
+        while unique in self._model.nodes:
+            number += 1
+            unique = f"{name}_{number}"
+        self._model.nodes[unique] = self._place(id)
+        return unique
+
+    def _order(self) -> list[str]:
+        """Operators such that each comes after all that feed it, subgraphs included; else in the document's order."""
+        position = {id: index for index, id in enumerate(self._ports)}
+        makers = {self.names[PortRef(id, port)]: id for id, ports in self._ports.items() for port in ports if port}
+        before: dict[str, set[str]] = {id: set() for id in position}
+        for target, source in self._source.wires.items():
+            if source.node in position and target.node in position:
+                before[target.node].add(source.node)
+        for id in position:
+            for body in bodies_of(self._source.nodes[id]):
+                before[id] |= {makers[name] for name in self._free_names(body) if name in makers}
+        after: dict[str, list[str]] = {id: [] for id in position}
+        for id, earlier in before.items():
+            for feeding in earlier:
+                after[feeding].append(id)
+        waiting = {id: len(earlier) for id, earlier in before.items()}
+        ready = [position[id] for id, count in waiting.items() if not count]
+        ids = list(position)
+        order: list[str] = []
+        while ready:
+            id = ids[heapq.heappop(ready)]
+            order.append(id)
+            for follower in after[id]:
+                waiting[follower] -= 1
+                if not waiting[follower]:
+                    heapq.heappush(ready, position[follower])
+        if len(order) < len(ids):
+            stuck = [id for id in ids if waiting[id]]
+            message = f"These nodes feed each other, through captured values too: {', '.join(stuck)}."
+            raise GraphError.at(self._place(stuck[0]), "", message, code="cycle")
+        return order
+
+    def _free_names(self, graph: Graph, depth: int = 0) -> set[str]:
+        """Names that a subgraph, and those in it, read from the graphs around them."""
+        if depth > MAXIMUM_DEPTH:
+            return set()  # building it says so
+        free = {str(s.parameters.get("name", "")) for s in graph.nodes.values() if s.type == "Capture"}
+        inner: set[str] = set()
+        for state in graph.nodes.values():
+            for body in bodies_of(state):
+                inner |= self._free_names(body, depth + 1)
+        if inner:
+            ports = {
+                id: output_ports(graph, id, self._type_of(state))
+                for id, state in graph.nodes.items()
+                if not is_terminal(state)
+            }
+            inner -= set(value_names(graph, ports, {}).values())
+        return free | inner
+
+
+def _has_common(node_type: type[Node] | None, name: str) -> bool:
+    """Whether a node's parameter of that name is the common one, and no attribute of the operator."""
+    declared = node_type.parameter(name) if node_type is not None else None
+    return declared is None or declared.attribute is None
+
+
+def _of_value(state: NodeState, port: str) -> Mapping[str, Any]:
+    """What the file said about a node's output."""
+    values = state.extra.get("values")
+    about = values.get(port) if isinstance(values, Mapping) else None
+    return about if isinstance(about, Mapping) else {}
+
+
+def id_from_name(name: str) -> str:
+    """The id that a node, input or output of this name gets on import, if no other has it."""
+    id = re.sub(r"[^A-Za-z0-9_\-]+", "_", name)
+    if not re.match(r"[A-Za-z_]", id):
+        id = f"_{id}"
+    return id[:120]
+
+
+def _mark(metadata: dict[str, str], prefix: str, state: NodeState, name: str) -> None:
+    """Writes the id, where the name does not tell it, and the layout of a document's node into its ONNX metadata."""
+    if id_from_name(name) != state.id:
+        metadata[prefix + "id"] = state.id
+    metadata |= {prefix + key.removeprefix(PREFIX): text for key, text in _layout(state.layout).items()}
+
+
+def _layout(layout: Mapping[str, Any]) -> dict[str, str]:
+    """A layout as metadata: the position, and the rest in one entry."""
+    metadata = {}
+    rest = dict(layout)
+    if "position" in rest:
+        metadata[PREFIX + "position"] = json.dumps(rest.pop("position"))
+    if rest:
+        metadata[PREFIX + "layout"] = json.dumps(rest)
+    return metadata
+
+
+# -- ports and names --------------------------------------------------------------------------------------------------
+
+
+def input_ports(sources: Iterable[str], node_type: type[Node] | None, place: str) -> list[str]:
+    """A node's input ports by position, up to the last connected one. GraphError for a port that it does not have."""
+    connected = set(sources)
+    ports: list[str] = []
+    if node_type is None:
+        last = max((_index(port) for port in connected if _base(port) == "input"), default=-1)
+        ports = [f"input.{index}" for index in range(last + 1)]
+    else:
+        for port in node_type.inputs:
+            if port.variadic:
+                last = max((_index(name) for name in connected if _base(name) == port.name), default=-1)
+                ports += [f"{port.name}.{index}" for index in range(last + 1)]
+            else:
+                ports.append(port.name)
+    unknown = connected.difference(ports)
+    if unknown:
+        raise GraphError.at(place, min(unknown), "The node has no such input.", "Cut the wire.", "port")
+    while ports and ports[-1] not in connected:
+        ports.pop()
+    return ports
+
+
+def output_ports(graph: Graph, id: str, node_type: type[Node] | None) -> list[str]:
+    """A node's output ports by position, an empty text for one that is not made.
+
+    Made are the ports that are wired or have an own name, and all that are not optional.
+    """
+    state = graph.nodes[id]
+    wired = {source.port for source, target in graph.wires_of(id) if source.node == id}
+    named = list(state.parameters.get("specified_outputs_name") or ()) if _has_common(node_type, NAMES) else []
+    ports: list[str] = []
+    needed = set(wired)
+    if node_type is None:
+        function = _function_of(graph, state)
+        count = max([len(named), *(_index(port) + 1 for port in wired if _base(port) == "output")])
+        if function is not None:
+            count = max(count, _outputs_of(function))
+        ports = [f"output.{index}" for index in range(count)]
+        if function is not None:
+            needed.update(ports)
+    else:
+        for port in node_type.outputs:
+            if port.variadic:
+                count = max([port.minimum, len(named) - len(ports), _implied_outputs(state, node_type)])
+                count = max([count, *(_index(name) + 1 for name in wired if _base(name) == port.name)])
+                ports += [f"{port.name}.{index}" for index in range(count)]
+                needed.update(ports[-count:])
+            else:
+                ports.append(port.name)
+                if not port.optional:
+                    needed.add(port.name)
+    needed.update(port for port, name in zip(ports, named, strict=False) if name)
+    while ports and ports[-1] not in needed:
+        ports.pop()
+    return [port if port in needed else "" for port in ports]
+
+
+NAMES = "specified_outputs_name"
+
+
+def _implied_outputs(state: NodeState, node_type: type[Node]) -> int:
+    """How many outputs a node's subgraphs or parameters imply."""
+    if node_type.domain:
+        return 0
+    bodies = [_outputs_of(body) for body in bodies_of(state)]
+    match node_type.operator:
+        case "If" | "Scan":
+            return max(bodies, default=0)
+        case "Loop":
+            return max(bodies, default=1) - 1
+        case "Split":
+            count = state.parameters.get("num_outputs", 0)
+            return count if isinstance(count, int) else 0
+    return 0
+
+
+def _outputs_of(graph: Graph) -> int:
+    return sum(state.type == "Output" for state in graph.nodes.values())
+
+
+def _function_of(graph: Graph, state: NodeState) -> Graph | None:
+    functions = graph.section("functions")
+    if not functions:
+        return None
+    domain, name = operator_of(state)
+    overload = str(state.extra.get("overload") or "")
+    body = functions.get(f"{domain}::{name}::{overload}" if overload else f"{domain}::{name}")
+    return body if isinstance(body, Graph) else None
+
+
+def _base(port: str) -> str:
+    base, _, index = port.rpartition(".")
+    return base if index.isdigit() else ""
+
+
+def _index(port: str) -> int:
+    return int(port.rpartition(".")[2])
+
+
+def value_names(graph: Graph, ports: Mapping[str, list[str]], outer: Mapping[str, Any]) -> dict[PortRef, str]:
+    """The name in ONNX of every value that a graph makes, by its port.
+
+    `ports` are the output ports of its operators by position; `outer` holds the names of the graphs around it, which
+    names that nobody specified keep clear of. GraphError if two values have one name.
+    """
+    names: dict[PortRef, str] = {}
+    makers: dict[str, PortRef] = {}
+    unspecified: list[tuple[PortRef, str]] = []
+
+    def give(port: PortRef, name: str) -> None:
+        other = makers.setdefault(name, port)
+        if other != port:
+            own = "name" if graph.nodes[port.node].type in ("Input", "Initializer") else NAMES
+            message = f"The name {name!r} is taken by {other}: the values of a graph have names of their own."
+            raise GraphError.at(port.node, own, message, "Choose another.", "duplicate-name")
+        names[port] = name
+
+    for id, state in graph.nodes.items():
+        if state.type in ("Input", "Initializer"):
+            own = str(state.parameters.get("name") or "")
+            if own:
+                give(PortRef(id, "value"), own)
+            else:
+                unspecified.append((PortRef(id, "value"), id))
+        elif id in ports:
+            specified = state.parameters.get(NAMES) or ()
+            for index, port in enumerate(ports[id]):
+                if not port:
+                    continue
+                name = str(specified[index] or "") if index < len(specified) else ""
+                if name:
+                    give(PortRef(id, port), name)
+                else:
+                    given_out = _given_out_as(graph, PortRef(id, port))
+                    unspecified.append((PortRef(id, port), given_out or f"{id}.{port}"))
+    for value, wanted in unspecified:
+        name = wanted
+        if outer:
+            number = 1
+            while name in outer or name in makers:
+                number += 1
+                name = f"{wanted}_{number}"
+        give(value, name)
+    return names
+
+
+def _given_out_as(graph: Graph, port: PortRef) -> str:
+    """The name of the graph's output that a value feeds, if it feeds exactly one."""
+    outputs = [target.node for target in graph.targets(port) if graph.nodes[target.node].type == "Output"]
+    if len(outputs) != 1:
+        return ""
+    return str(graph.nodes[outputs[0]].parameters.get("name") or outputs[0])
+
+
+def dense_tensor(proto: onnx.SparseTensorProto) -> Tensor:
+    """A sparse tensor with its zeros written out. ValueError says what is wrong with it."""
+    from onnx.numpy_helper import to_array
+
+    shape = tuple(proto.dims)
+    size = math.prod(shape)
+    if any(dimension < 0 for dimension in shape) or size > MAXIMUM_SPARSE_ELEMENTS:
+        raise ValueError(f"a sparse tensor of shape {list(shape)} is too large to be written out")
+    values, indices = to_array(proto.values).reshape(-1), to_array(proto.indices)
+    if indices.ndim == 2:
+        if indices.shape != (values.size, len(shape)):
+            raise ValueError(f"a sparse tensor of {values.size} values has indices of shape {list(indices.shape)}")
+        if (indices < 0).any() or (indices >= np.array(shape)).any():
+            raise ValueError("a sparse tensor's index lies outside its shape")
+        indices = np.ravel_multi_index(tuple(indices.T), shape)
+    if indices.shape != values.shape or (indices < 0).any() or (indices >= size).any():
+        raise ValueError("a sparse tensor's indices do not fit its values and shape")
+    dense = np.zeros(size, values.dtype)
+    dense[indices] = values
+    return Tensor.from_array(dense.reshape(shape))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from runtime.errors import Finding
@@ -174,7 +175,7 @@ class Node:
         if "operator" not in own:
             cls.operator = cls.__name__
         if "doc" not in own:
-            cls.doc = (cls.__doc__ or "").strip()
+            cls.doc = cleandoc(cls.__doc__ or "")
 
         def named(kind: type[_Declared]) -> tuple[_Declared, ...]:
             return tuple(replace(value, name=value.name or key) for key, value in own.items() if type(value) is kind)

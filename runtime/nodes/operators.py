@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from inspect import cleandoc
 from typing import Any
 
 import onnx
@@ -95,7 +96,7 @@ class Schema:
 
     def doc(self) -> str:
         """The operator's description."""
-        return str(self._raw.doc or "").strip()
+        return cleandoc(self._raw.doc or "")
 
     @property
     def is_function(self) -> bool:

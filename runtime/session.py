@@ -125,7 +125,8 @@ class Session:
         """Runs the graph once and returns its outputs by name; `last_run` keeps the rest.
 
         Values are arrays (bfloat16, float8 and integers below 8 bits as ml_dtypes'), lists for sequences, None for an
-        absent optional. `probes` are output ports whose values are wanted too; they change no number.
+        absent optional. `probes` are output ports whose values are wanted too; the outputs are the same with them (ONNX
+        Runtime fuses no kernels across a probed value, which may show in a last bit).
         `check_numerics` raises GraphError if there is a node that makes a NaN, or an infinity, out of inputs that have
         none, and names the first. `times` measures every node; on ONNX Runtime that takes a session of its own.
         `progress(done, total, node)` is called before each node, or each group of nodes that run together; after

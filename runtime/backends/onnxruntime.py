@@ -129,28 +129,25 @@ class Engine:
         try:
             return NativePiece(extract(self._model, piece), self._options, self.placement)
         except GraphError as error:
-            if self._options.as_is or error.findings[0].code != "no-kernel":
+            refused = {finding.node: finding.message for finding in error.findings if finding.node}
+            refused = refused or self._refused_alone(piece)
+            if not refused:
                 raise
-            self._move_to_numpy(piece, error)
+            if self._options.as_is:
+                raise GraphError(Finding(text, node, code="no-kernel") for node, text in refused.items()) from error
+            for node, text in refused.items():
+                self._move_to_numpy(piece, node, text)
             raise _Repartition from error
 
-    def _move_to_numpy(self, piece: Piece, error: GraphError) -> None:
-        """Notes which nodes of a piece that ONNX Runtime refused run in NumPy; raises the error if they cannot."""
-        refused = {finding.node: finding.message for finding in error.findings if finding.node}
-        for node, message in (refused or self._refused_alone(piece)).items():
-            if node in self._on_numpy:
-                raise error
-            try:
-                Program([inner for inner in piece.nodes if document_node(inner) == node], self._opsets)
-            except GraphError as lacking:
-                reason = error.findings[0].message
-                raise GraphError.at(
-                    node, "", f"Neither backend can run it. {reason} {lacking.findings[0].message}", code="no-kernel"
-                ) from error
-            self._on_numpy[node] = message.removesuffix(".")
-            refused[node] = message
-        if not refused:
-            raise error
+    def _move_to_numpy(self, piece: Piece, id: str, reason: str) -> None:
+        """Notes that a node of a piece, which ONNX Runtime refused, runs in NumPy; GraphError if it cannot."""
+        nodes = [node for node in piece.nodes if document_node(node) == id]
+        try:
+            Program(nodes, self._opsets)
+        except GraphError as error:
+            lacking = error.findings[0].message
+            raise GraphError.at(id, "", f"Neither backend can run it. {reason} {lacking}", code="no-kernel") from error
+        self._on_numpy[id] = reason.removesuffix(".")
 
     def _refused_alone(self, piece: Piece) -> dict[str, str]:
         """The nodes of a piece that ONNX Runtime refuses one by one, for messages that name none, with its reasons."""

@@ -151,6 +151,8 @@ def compile_graph(graph: Graph) -> Compiled:
         functions=functions,
         metadata_props=metadata,
     )
+    for key in ("training_info", "configuration"):
+        compiled.meta[PREFIX + key] = graph.section("extra").get(key)
     return Compiled(compiled, body.names, model.nodes)
 
 
@@ -201,6 +203,11 @@ def _ir_version(graph: Graph, opsets: Mapping[str, int], has_functions: bool) ->
             state.type == "Initializer" and not state.parameters.get("overridable") for state in graph.nodes.values()
         )
         return max(own, 8 if has_functions else 4 if fixed else 1)
+    return own_ir_version(opsets)
+
+
+def own_ir_version(opsets: Mapping[str, int]) -> int:
+    """The version of the file format that a model with these operator sets is written in."""
     from onnx.helper import find_min_ir_version_for, make_opsetid
 
     imports = [make_opsetid(domain, version) for domain, version in opsets.items()]
@@ -289,6 +296,7 @@ class _Body:
             name=self._source.name or DEFAULT_NAME,
             metadata_props={str(key): str(value) for key, value in metadata.items()},
         )
+        self.graph.meta["qmoe.unused_value_info"] = self._source.section("extra").get("unused_value_info")
         return self
 
     # -- terminals ------------------------------------------------------------------------------------------------
@@ -369,6 +377,8 @@ class _Body:
             value.meta["quant_parameter_tensor_names"] = dict(about["quantization"])
         if state.type not in ("Input", "Output") and (about.get("type") or about.get("proto")):
             value.meta["qmoe.value_info"] = about
+        if about.get("tensor_doc") or about.get("tensor_metadata"):
+            value.meta["qmoe.tensor"] = about
 
     # -- operators ------------------------------------------------------------------------------------------------
 

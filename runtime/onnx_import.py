@@ -1,0 +1,627 @@
+"""ONNX -> Graph: any model becomes a document, and what the document has no place for is kept in `extra`.
+
+Read straight from the protobuf messages, so that nothing is dropped on the way. Keys of a node's `extra`: "doc",
+"metadata", "overload", "device_configurations" of a node; "values", what the file says of each output by port (its
+"type", "doc", "metadata", "quantization"); "attributes" with the names of our own parameters. Of a graph's: messages
+that only exporters and trainers read, as bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import onnx
+from onnx.numpy_helper import to_array
+
+from runtime import catalog
+from runtime.attributes import from_proto
+from runtime.compile import (
+    COMMON_NAMES,
+    DEFAULT_NAME,
+    MAXIMUM_DEPTH,
+    OUTPUT_PREFIX,
+    PREFIX,
+    PRODUCER,
+    dense_tensor,
+    id_from_name,
+    own_ir_version,
+)
+from runtime.errors import FileError, GraphError
+from runtime.graph import ID_PATTERN, Graph, NodeState, PortRef
+from runtime.node import In, Node, Out
+from runtime.onnx_types import from_type_proto, to_type_proto
+from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT
+from runtime.tensors import Tensor
+from runtime.types import ElementType, TensorType, ValueType, kind_of, parse_type
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+TERMINALS = frozenset({"Input", "Output", "Initializer", "Capture"})
+
+
+def import_model(model: onnx.ModelProto | ir.Model, path: str | Path | None = None) -> Graph:
+    """The document for an ONNX model. `path`: the file that it came from, beside which its external data lies.
+
+    FileError says what is wrong with the model.
+    """
+    if not isinstance(model, onnx.ModelProto):
+        from onnx_ir import serde
+
+        model = serde.serialize_model(model)
+    return _Reader(Path(path) if path is not None else None).model(model)
+
+
+@dataclass(slots=True)
+class _Scope:
+    """A graph that is being read: the names of its values, and which of them its subgraphs read."""
+
+    names: frozenset[str]
+    captured: set[str] = field(default_factory=set)
+
+
+class _Reader:
+    """What reading one model shares: the file, and the operator sets of the part that is being read."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.opsets: dict[str, int] = {}
+
+    def fail(self, message: str) -> NoReturn:
+        raise FileError(self.path if self.path is not None else "ONNX model", message)
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def model(self, proto: onnx.ModelProto) -> Graph:
+        self.opsets = _opsets(proto.opset_import) or {"": 1}
+        own_opsets = self.opsets
+        functions: dict[str, Graph] = {}
+        for function in proto.functions:
+            key = f"{_domain(function.domain)}::{function.name}"
+            key = f"{key}::{function.overload}" if function.overload else key
+            if key in functions:
+                self.fail(f"two functions are called {key}.")
+            functions[key] = self.function(function)
+        self.opsets = own_opsets
+        info: dict[str, Any] = {}
+        if proto.doc_string:
+            info["doc"] = proto.doc_string
+        metadata = _metadata(proto.metadata_props)
+        layout = _own_layout(metadata, PREFIX)
+        if metadata:
+            info["metadata"] = metadata
+        for key in ("producer_name", "producer_version", "domain", "model_version", "ir_version"):
+            if getattr(proto, key):
+                info[key] = getattr(proto, key)
+        if info.get("producer_name") == PRODUCER:
+            del info["producer_name"]
+        if info.get("ir_version") == own_ir_version(self.opsets):
+            del info["ir_version"]
+        extra: dict[str, Any] = {}
+        for key in ("training_info", "configuration"):
+            if getattr(proto, key):
+                extra[key] = [item.SerializeToString(deterministic=True) for item in getattr(proto, key)]
+        sections = {"info": info, "functions": functions, "layout": layout, "extra": extra}
+        return self.graph(proto.graph, [], sections, prefix="graph_")
+
+    def function(self, proto: onnx.FunctionProto) -> Graph:
+        self.opsets = _opsets(proto.opset_import)
+        info: dict[str, Any] = {}
+        if proto.attribute:
+            info["attributes"] = list(proto.attribute)
+        if proto.attribute_proto:
+            info["attribute_defaults"] = {
+                attribute.name: from_proto(attribute, None, self.tensor, lambda graph: self.graph(graph, [], {}))
+                for attribute in proto.attribute_proto
+            }
+        body = onnx.GraphProto(
+            node=proto.node,
+            value_info=proto.value_info,
+            doc_string=proto.doc_string,
+            metadata_props=proto.metadata_props,
+        )
+        body.input.extend(onnx.ValueInfoProto(name=name) for name in proto.input)
+        body.output.extend(onnx.ValueInfoProto(name=name) for name in proto.output)
+        return self.graph(body, [], {"info": info})
+
+    # -- graphs ---------------------------------------------------------------------------------------------------
+
+    def graph(
+        self,
+        proto: onnx.GraphProto,
+        around: Sequence[_Scope],
+        sections: Mapping[str, Mapping[str, Any]],
+        prefix: str = "",
+    ) -> Graph:
+        """A graph, a subgraph (with the graphs `around` it, outermost first), or a function's body."""
+        if len(around) > MAXIMUM_DEPTH:
+            self.fail(f"subgraphs are nested more than {MAXIMUM_DEPTH} deep.")
+        info = dict(sections.get("info", {}))
+        if proto.name and proto.name != DEFAULT_NAME:
+            info["name"] = proto.name
+        if proto.doc_string:
+            info[f"{prefix}doc"] = proto.doc_string
+        if proto.metadata_props:
+            info[f"{prefix}metadata"] = _metadata(proto.metadata_props)
+        body = _Body(self, proto, around)
+        nodes, wires = body.read()
+        extra = dict(sections.get("extra", {}))
+        if body.unused_value_info:
+            extra["unused_value_info"] = body.unused_value_info
+        try:
+            return Graph.build(
+                nodes,
+                wires,
+                {**sections, "info": info, "opsets": dict(self.opsets), "extra": extra},
+            )
+        except GraphError as error:
+            self.fail(f"the graph cannot be read: {error}")
+
+    # -- tensors --------------------------------------------------------------------------------------------------
+
+    def tensor(self, proto: onnx.TensorProto) -> Tensor:
+        """A tensor: mapped from the file that holds its data, or sharing the message's bytes."""
+        what = f"the tensor {proto.name!r}"
+        try:
+            element = ElementType(proto.data_type)
+        except ValueError:
+            self.fail(f"{what} has an element type that is unknown here (number {proto.data_type}).")
+        shape = tuple(proto.dims)
+        if any(size < 0 for size in shape):
+            self.fail(f"{what} has a negative dimension: {list(shape)}.")
+        if proto.HasField("segment"):
+            self.fail(f"{what} is stored in segments, which no version of ONNX defines.")
+        if proto.data_location == onnx.TensorProto.EXTERNAL:
+            return self.external(proto, element, shape, what)
+        try:
+            if element is ElementType.STRING:
+                strings = np.array([*proto.string_data, b""], dtype=object)[:-1]
+                return Tensor.from_array(strings.reshape(shape))
+            if proto.HasField("raw_data"):
+                return Tensor(element, shape, np.frombuffer(proto.raw_data, np.uint8))
+            return Tensor.from_array(to_array(proto).reshape(shape))
+        except (ValueError, TypeError, OverflowError) as error:
+            self.fail(f"{what} does not hold what its type and shape say: {error}.")
+
+    def external(self, proto: onnx.TensorProto, element: ElementType, shape: tuple[int, ...], what: str) -> Tensor:
+        """A tensor whose bytes lie in a file beside the model's."""
+        entries = {entry.key: entry.value for entry in proto.external_data}
+        location = entries.get("location", "")
+        if self.path is None:
+            self.fail(f"{what} lies in the file {location!r}; load the model from its file to find it.")
+        if element is ElementType.STRING:
+            self.fail(f"{what} holds strings, which cannot lie in another file.")
+        if not location or "\0" in location:
+            self.fail(f"{what} lies in another file, but the file is not named.")
+        pure, windows = PurePosixPath(location), PureWindowsPath(location)
+        if pure.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
+            self.fail(f"{what} lies in {location!r}; only files in the model's own folder are read.")
+        folder = self.path.absolute().parent
+        file = folder / location
+        if not file.resolve().is_relative_to(folder.resolve()):
+            self.fail(f"{what} lies in {location!r}, a link that leaves the model's own folder; it is not followed.")
+        if not file.is_file():
+            self.fail(f"{what} lies in {location!r}, and there is no such file beside the model.")
+        try:
+            offset, length = int(entries.get("offset") or 0), int(entries.get("length") or -1)
+        except ValueError:
+            self.fail(f"{what} has an offset or a length that is no number.")
+        tensor = Tensor.from_file(file, offset, element, shape)
+        if length not in (-1, tensor.nbytes):
+            self.fail(f"{what} needs {tensor.nbytes} bytes; {length} are said to lie in {location!r}.")
+        return tensor
+
+
+class _Body:
+    """One graph on its way into a document."""
+
+    def __init__(self, reader: _Reader, proto: onnx.GraphProto, around: Sequence[_Scope]) -> None:
+        self.reader, self.proto, self.around = reader, proto, around
+        self.scope = _Scope(frozenset(_names(proto)))
+        self.value_info = {info.name: info for info in proto.value_info}
+        self.quantization = {
+            annotation.tensor_name: {entry.key: entry.value for entry in annotation.quant_parameter_tensor_names}
+            for annotation in proto.quantization_annotation
+        }
+        self.unused_value_info: list[bytes] = []
+        self.ids = _Ids()
+        self.sources: dict[str, PortRef] = {}
+        self.terminals: list[NodeState] = []
+        self.captures: dict[str, NodeState] = {}
+        self.wires: list[tuple[PortRef, PortRef]] = []
+
+    def read(self) -> tuple[list[NodeState], list[tuple[PortRef, PortRef]]]:
+        """The nodes and the wires."""
+        self._reserve_ids()
+        self._read_inputs_and_initializers()
+        ids = [self.ids.take(node.name, _own(node.metadata_props, PREFIX), node.op_type) for node in self.proto.node]
+        types = [catalog.find(_type_name(node), self.reader.opsets) for node in self.proto.node]
+        ports = [
+            (self._ports(node, node_type, In), self._ports(node, node_type, Out))
+            for node, node_type in zip(self.proto.node, types, strict=True)
+        ]
+        for id, node, (_, made) in zip(ids, self.proto.node, ports, strict=True):
+            for name, port in zip(node.output, made, strict=True):
+                if name:
+                    self._define(name, PortRef(id, port))
+        for id, node, (inputs, _) in zip(ids, self.proto.node, ports, strict=True):
+            for name, port in zip(node.input, inputs, strict=True):
+                if name:
+                    self.wires.append((self._source(name, node), PortRef(id, port)))
+        states = [
+            self._node(id, node, node_type) for id, node, node_type in zip(ids, self.proto.node, types, strict=True)
+        ]
+        outputs = [self._output(info) for info in self.proto.output]
+        wired = {source for source, _ in self.wires}
+        given_out = [info.name for info in self.proto.output]
+        states = [
+            self._with_names(state, node, node_type, list(output_ports), wired, given_out)
+            for state, node, node_type, (_, output_ports) in zip(states, self.proto.node, types, ports, strict=True)
+        ]
+        produced = set(self.scope.names) | {info.name for info in self.proto.output}
+        self.unused_value_info = [
+            info.SerializeToString(deterministic=True) for name, info in self.value_info.items() if name not in produced
+        ]
+        return [*self.terminals, *self.captures.values(), *states, *outputs], self.wires
+
+    def _reserve_ids(self) -> None:
+        """Ids that the file gives itself come first: no other node may take them."""
+        for info in (*self.proto.input, *self.proto.value_info):
+            self.ids.reserve(_own(info.metadata_props, PREFIX))
+        for info in self.proto.output:
+            self.ids.reserve(_own(info.metadata_props, OUTPUT_PREFIX))
+        for node in self.proto.node:
+            self.ids.reserve(_own(node.metadata_props, PREFIX))
+
+    def _define(self, name: str, port: PortRef) -> None:
+        if name in self.sources:
+            self.reader.fail(f"two values are called {name!r}; the values of a graph have names of their own.")
+        self.sources[name] = port
+
+    def _source(self, name: str, node: onnx.NodeProto | None) -> PortRef:
+        """Where a value comes from; a capture is made for one of the graphs around."""
+        if name in self.sources:
+            return self.sources[name]
+        for scope in reversed(self.around):
+            if name in scope.names:
+                scope.captured.add(name)
+                if name not in self.captures:
+                    id = self.ids.take(name, "", "capture")
+                    self.captures[name] = NodeState(id, "Capture", {"name": name})
+                return PortRef(self.captures[name].id, "value")
+        reader = f"the node {node.name or node.op_type!r} reads" if node is not None else "an output gives out"
+        self.reader.fail(f"{reader} the value {name!r}, which nothing makes.")
+
+    # -- terminals ------------------------------------------------------------------------------------------------
+
+    def _read_inputs_and_initializers(self) -> None:
+        tensors: dict[str, tuple[onnx.TensorProto, bool, Tensor]] = {}
+        for proto in self.proto.initializer:
+            self._add_initializer(tensors, proto, False, self.reader.tensor(proto))
+        for sparse in self.proto.sparse_initializer:
+            try:
+                tensor = dense_tensor(sparse)
+            except (ValueError, TypeError) as error:
+                self.reader.fail(f"the tensor {sparse.values.name!r} cannot be read: {error}.")
+            self._add_initializer(tensors, sparse.values, True, tensor)
+        overridden = set()
+        for info in self.proto.input:
+            if info.name in tensors:
+                overridden.add(info.name)
+                self._initializer(info, *tensors[info.name], overridable=True)
+            else:
+                parameters, about = self._declared(info)
+                self._terminal("Input", info, parameters, about)
+        for name, found in tensors.items():
+            if name not in overridden:
+                info = self.value_info.get(name) or onnx.ValueInfoProto(name=name)
+                self._initializer(info, *found, overridable=False)
+
+    def _add_initializer(
+        self,
+        tensors: dict[str, tuple[onnx.TensorProto, bool, Tensor]],
+        proto: onnx.TensorProto,
+        sparse: bool,
+        tensor: Tensor,
+    ) -> None:
+        if not proto.name:
+            self.reader.fail("an initializer has no name.")
+        if proto.name in tensors:
+            self.reader.fail(f"two initializers are called {proto.name!r}.")
+        tensors[proto.name] = proto, sparse, tensor
+
+    def _initializer(
+        self, info: onnx.ValueInfoProto, proto: onnx.TensorProto, sparse: bool, tensor: Tensor, *, overridable: bool
+    ) -> None:
+        about = self._about(info, tensor.type)
+        if proto.doc_string:
+            about["tensor_doc"] = proto.doc_string
+        if proto.metadata_props:
+            about["tensor_metadata"] = _metadata(proto.metadata_props)
+        parameters: dict[str, Any] = {"tensor": tensor}
+        metadata = about.get("metadata", {})
+        training_type = metadata.pop(PREFIX + "training_type", "")
+        if "metadata" in about and not metadata:
+            del about["metadata"]
+        if training_type:
+            parameters["training_type"] = training_type
+        if overridable:
+            parameters["overridable"] = True
+        self._terminal("Initializer", info, parameters, about, {"sparse": True} if sparse else {})
+
+    def _terminal(
+        self,
+        type: str,
+        info: onnx.ValueInfoProto,
+        parameters: dict[str, Any],
+        about: dict[str, Any],
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        id = self.ids.take(info.name, _own(info.metadata_props, PREFIX), type.lower())
+        own_name = {"name": info.name} if info.name != id else {}
+        layout = _own_layout(_metadata(info.metadata_props), PREFIX)
+        kept = {**(extra or {}), **({"values": {"value": about}} if about else {})}
+        self.terminals.append(NodeState(id, type, {**own_name, **parameters}, layout, kept))
+        self._define(info.name, PortRef(id, "value"))
+
+    def _output(self, info: onnx.ValueInfoProto) -> NodeState:
+        id = self.ids.take(info.name, _own(info.metadata_props, OUTPUT_PREFIX), "output")
+        parameters, about = self._declared(info)
+        layout = _own_layout(_metadata(info.metadata_props), OUTPUT_PREFIX)
+        own_name = {"name": info.name} if info.name != id else {}
+        self.wires.append((self._source(info.name, None), PortRef(id, "value")))
+        return NodeState(
+            id, "Output", {**own_name, **parameters}, layout, {"values": {"value": about}} if about else {}
+        )
+
+    def _declared(self, info: onnx.ValueInfoProto) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The type and shape parameters of an input or output, and what else the file says of it."""
+        about = self._about(info, None)
+        parameters: dict[str, Any] = {}
+        about.pop("type", None)
+        exact = about.pop("proto", None)
+        if info.HasField("type"):
+            declared = self._type(info)
+            if isinstance(declared, TensorType):
+                if declared != TensorType() or not info.type.WhichOneof("value"):
+                    parameters["type"] = kind_of(declared)
+                if declared.shape is not None:
+                    parameters["shape"] = list(declared.shape)
+            else:
+                parameters["type"] = str(declared)
+            if not isinstance(declared, TensorType) and exact is not None:
+                about["proto"] = exact
+            elif to_type_proto(declared) != info.type:
+                about["proto"] = info.type.SerializeToString(deterministic=True)
+        return parameters, about
+
+    def _about(self, info: onnx.ValueInfoProto, known: ValueType | None) -> dict[str, Any]:
+        """What the file says of a value; its type only if it is not the known one."""
+        about: dict[str, Any] = {}
+        if info.HasField("type") and info.type.WhichOneof("value"):
+            declared = self._type(info)
+            if known is None or declared != known:
+                if _reads_back(declared) and to_type_proto(declared) == info.type:
+                    about["type"] = str(declared)
+                else:
+                    about["proto"] = info.type.SerializeToString(deterministic=True)
+        if info.doc_string:
+            about["doc"] = info.doc_string
+        metadata = _metadata(info.metadata_props)
+        for prefix in (OUTPUT_PREFIX, PREFIX):
+            _own_layout(metadata, prefix)
+        if metadata:
+            about["metadata"] = metadata
+        if info.name in self.quantization:
+            about["quantization"] = self.quantization[info.name]
+        return about
+
+    def _type(self, info: onnx.ValueInfoProto) -> ValueType:
+        try:
+            return from_type_proto(info.type)
+        except ValueError as error:
+            self.reader.fail(f"the value {info.name!r} has a type that is unknown here: {error}.")
+
+    # -- operators ------------------------------------------------------------------------------------------------
+
+    def _ports(self, node: onnx.NodeProto, node_type: type[Node] | None, kind: type[In] | type[Out]) -> list[str]:
+        """The ports of a node's inputs or outputs, by position."""
+        count = len(node.input if kind is In else node.output)
+        if node_type is None:
+            base = UNKNOWN_INPUT if kind is In else UNKNOWN_OUTPUT
+            return [f"{base}.{index}" for index in range(count)]
+        ports: list[str] = []
+        for port in node_type.inputs if kind is In else node_type.outputs:
+            if port.variadic:
+                ports += [f"{port.name}.{index}" for index in range(count - len(ports))]
+            else:
+                ports.append(port.name)
+        if count > len(ports):
+            word = "inputs" if kind is In else "outputs"
+            self.reader.fail(
+                f"the node {node.name or node.op_type!r} has {count} {word}; {node_type.type_name()} at version "
+                f"{node_type.since_version} has at most {len(ports)}."
+            )
+        return ports[:count]
+
+    def _node(self, id: str, node: onnx.NodeProto, node_type: type[Node] | None) -> NodeState:
+        type_name = _type_name(node)
+        if type_name in TERMINALS:
+            self.reader.fail(f"the node {node.name or node.op_type!r} has the type {type_name}, which is no operator.")
+        attributes: dict[str, Any] = {}
+        clashing: dict[str, Any] = {}
+        docs: dict[str, str] = {}
+        for proto in node.attribute:
+            if proto.name in attributes or proto.name in clashing:
+                self.reader.fail(f"the node {node.name or node.op_type!r} has two attributes {proto.name!r}.")
+            declared = node_type.parameter(proto.name) if node_type is not None else None
+            is_ours = proto.name in COMMON_NAMES and (declared is None or declared.attribute is None)
+            try:
+                value = from_proto(proto, None if is_ours else declared, self.reader.tensor, self._subgraph)
+            except ValueError as error:
+                self.reader.fail(f"the node {node.name or node.op_type!r} cannot be read: {error}.")
+            (clashing if is_ours else attributes)[proto.name] = value
+            if proto.doc_string:
+                docs[proto.name] = proto.doc_string
+        parameters = node_type.to_parameters(attributes) if node_type is not None else attributes
+        metadata = _metadata(node.metadata_props)
+        layout = _own_layout(metadata, PREFIX)
+        for key, kinds in (("training?", bool), ("lda coeff", (int, float))):
+            value = _json(metadata.get(PREFIX + key, ""))
+            if isinstance(value, kinds) and key not in parameters:
+                parameters[key] = value
+                del metadata[PREFIX + key]
+        extra: dict[str, Any] = {}
+        if node.name and node.name != id:
+            own = node_type.parameter("name") if node_type is not None else None
+            if own is not None and own.attribute is not None:
+                extra["node_name"] = node.name
+            else:
+                parameters["name"] = node.name
+        if "." in node.op_type:
+            extra["operator"] = node.op_type
+        for key, kept in (
+            ("doc", node.doc_string),
+            ("metadata", metadata),
+            ("overload", node.overload),
+            ("attributes", clashing),
+            ("attribute_docs", docs),
+            ("device_configurations", [c.SerializeToString(deterministic=True) for c in node.device_configurations]),
+        ):
+            if kept:
+                extra[key] = kept
+        return NodeState(id, type_name, parameters, layout, extra)
+
+    def _subgraph(self, proto: onnx.GraphProto) -> Graph:
+        return self.reader.graph(proto, [*self.around, self.scope], {})
+
+    def _with_names(
+        self,
+        state: NodeState,
+        node: onnx.NodeProto,
+        node_type: type[Node] | None,
+        ports: list[str],
+        wired: set[PortRef],
+        given_out: list[str],
+    ) -> NodeState:
+        """The node with its outputs' names, where they are not those that they get by themselves, and their types."""
+        outer = {name for scope in self.around for name in scope.names}
+        values: dict[str, Any] = {}
+        by_themselves = True
+        for name, port in zip(node.output, ports, strict=True):
+            if not name:
+                continue
+            own = name if given_out.count(name) == 1 else f"{state.id}.{port}"
+            declared = node_type.output_port(port) if node_type is not None else None
+            made = PortRef(state.id, port) in wired or (
+                declared is not None and not declared.optional and not declared.variadic
+            )
+            by_themselves &= made and name == own and name not in self.scope.captured and name not in outer
+            info = self.value_info.get(name)
+            if info is None and name in self.quantization:
+                info = onnx.ValueInfoProto(name=name)
+            about = self._about(info, None) if info is not None and name not in given_out else {}
+            if about:
+                values[port] = about
+        parameters = dict(state.parameters)
+        if not by_themselves:
+            names = list(node.output)
+            while names and not names[-1]:
+                names.pop()
+            parameters["specified_outputs_name"] = names
+        extra = {**state.extra, "values": values} if values else state.extra
+        return NodeState(state.id, state.type, parameters, state.layout, extra)
+
+
+class _Ids:
+    """Hands out ids: those that the file reserves, and new ones made from names."""
+
+    def __init__(self) -> None:
+        self._reserved: set[str] = set()
+        self._used: set[str] = set()
+
+    def reserve(self, id: str) -> None:
+        if id:
+            self._reserved.add(id)
+
+    def take(self, name: str, reserved: str, fallback: str) -> str:
+        """The reserved id of a node if it has one, else one made from its name, else from the fallback."""
+        if reserved and reserved not in self._used:
+            self._used.add(reserved)
+            return reserved
+        base = id_from_name(name or fallback.lower())
+        id, number = (base, 1) if name else (f"{base}_0", 0)
+        while id in self._used or id in self._reserved:
+            number += 1
+            id = f"{base}_{number}"
+        self._used.add(id)
+        return id
+
+
+def _names(proto: onnx.GraphProto) -> Iterator[str]:
+    """The names of all values that a graph makes."""
+    yield from (info.name for info in proto.input)
+    yield from (tensor.name for tensor in proto.initializer)
+    yield from (tensor.values.name for tensor in proto.sparse_initializer)
+    for node in proto.node:
+        yield from (name for name in node.output if name)
+
+
+def _domain(domain: str) -> str:
+    return "" if domain == "ai.onnx" else domain
+
+
+def _type_name(node: onnx.NodeProto) -> str:
+    domain = _domain(node.domain)
+    return f"{domain}.{node.op_type}" if domain else node.op_type
+
+
+def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    return {_domain(entry.domain): int(entry.version) for entry in imports}
+
+
+def _metadata(entries: Iterable[onnx.StringStringEntryProto]) -> dict[str, str]:
+    return {entry.key: entry.value for entry in entries}
+
+
+def _own(entries: Iterable[onnx.StringStringEntryProto], prefix: str) -> str:
+    """The id that a file of ours gives a node; empty if it gives none that is valid."""
+    id = _metadata(entries).get(prefix + "id", "")
+    return id if ID_PATTERN.fullmatch(id) else ""
+
+
+def _own_layout(metadata: dict[str, str], prefix: str) -> dict[str, Any]:
+    """The layout in metadata, from which it and the other entries that describe the document's node are taken out."""
+    layout: dict[str, Any] = {}
+    rest = _json(metadata.get(prefix + "layout", ""))
+    if isinstance(rest, dict):
+        layout |= rest
+        del metadata[prefix + "layout"]
+    position = _json(metadata.get(prefix + "position", ""))
+    if position is not None:
+        layout = {"position": position, **layout}
+        del metadata[prefix + "position"]
+    for key in ("id", "node"):
+        metadata.pop(prefix + key, None)
+    return layout
+
+
+def _json(text: str) -> Any:
+    """What a JSON text holds; None if it is none."""
+    try:
+        return json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _reads_back(type: ValueType) -> bool:
+    """Whether a type's text says all of it: names of dimensions may hold what separates them."""
+    try:
+        return parse_type(str(type)) == type
+    except ValueError:
+        return False

@@ -49,6 +49,7 @@ _NODE_IN_MESSAGE = (
     re.compile(r"Node \(([^)]*)\)"),
     re.compile(r"[Nn]ode:\s?([^\s']+)"),
 )
+_NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ ")
 _QUIET = 4
 """Log level: fatal only. What goes wrong comes back as an exception."""
 
@@ -219,7 +220,7 @@ class NativePiece:
             if match and match[1] in self._nodes:
                 node = self._nodes[match[1]]
                 break
-        message = re.sub(r"^\[ONNXRuntimeError\] : \d+ : (\w+) : ", "", text)
+        message = _NOISE.sub("", text)
         return GraphError.at(node, "", f"ONNX Runtime {what}: {message}", code=code)
 
 

@@ -111,7 +111,8 @@ def why_not_same(got: Any, expected: Any, rtol: float, atol: float) -> str:
         return "" if got.astype(str).tolist() == expected.astype(str).tolist() else "other strings"
     if got.dtype != expected.dtype:
         return f"the type is {got.dtype}, not {expected.dtype}"
-    precision = np.finfo(expected.dtype).eps if expected.dtype.kind in "fc" else 0.0
+    native = expected.dtype.isbuiltin == 1 and expected.dtype.kind in "fc"
+    precision = np.finfo(expected.dtype).eps if native else 0.0
     wide = np.complex128 if expected.dtype.kind == "c" else np.float64
     got, expected = got.astype(wide), expected.astype(wide)
     if np.allclose(got, expected, rtol=rtol, atol=atol, equal_nan=True):

@@ -1,9 +1,9 @@
-"""Files that appear whole or not at all: written under a temporary name beside the old one, flushed, and renamed."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,46 +14,35 @@ from runtime.errors import FileError
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write, which takes the place of the one at `path` when the block ends.
+    """A file to write that takes `path`'s place when the block ends, and leaves nothing behind if that fails.
 
-    If the block raises or is interrupted, the old file is as it was and nothing is left behind. A link is followed: the
-    file that it names is replaced. FileError if the system refuses.
+    It is written under another name in the same folder, flushed to the disk and renamed. What was at `path` stays
+    readable until then, also for who has it mapped, and hands on its permissions; a link there is followed. FileError
+    names `path` and what the system said.
     """
-    target = Path(os.path.realpath(path))
-    temporary = ""
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name[:64]}.", suffix=".tmp", dir=target.parent)
-        with os.fdopen(handle, "wb") as file:
-            os.chmod(temporary, _mode(target))
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
-        temporary = ""
-        _flush_folder(target.parent)
+        with suppress(FileNotFoundError):
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
     finally:
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _mode(target: Path) -> int:
-    """The permissions of the file that is replaced; those of any new file if there is none."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+        with suppress(OSError):  # after a failure; gone after a success
+            temporary.unlink()
 
 
 def _flush_folder(folder: Path) -> None:
-    """Makes the renaming itself last, where the system lets a folder be opened."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Makes a rename last; some systems cannot open a folder, and need not."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

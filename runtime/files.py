@@ -1,0 +1,63 @@
+"""Graphs in files: the name's ending says the form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.errors import FileError
+from runtime.graph import Graph
+
+YAML = (".yaml", ".yml")
+ONNX = (".onnx",)
+
+
+def load(path: str | Path) -> Graph:
+    """The graph in a file: a snippet (.yaml, .yml) or an ONNX model (.onnx). FileError says what is wrong with it."""
+    path = Path(path)
+    form = _form(path)
+    if path.is_dir():
+        raise FileError(path, "is a folder; expected a file.")
+    if not path.exists():
+        raise FileError(path, "there is no such file.")
+    if not path.is_file():
+        raise FileError(path, "is no ordinary file.")
+    if form in YAML:
+        from runtime.snippets import load_yaml
+
+        return load_yaml(path)
+    from runtime.onnx_files import load_onnx
+
+    return load_onnx(path)
+
+
+def save(graph: Graph, path: str | Path, *, target: str | None = None) -> None:
+    """Writes a graph to a file: a snippet (.yaml, .yml) or an ONNX model (.onnx).
+
+    `target` says for whom a model is meant: "onnxruntime" (if None), "schema" or "portable" (see
+    `runtime.onnx_files.save_onnx`); a snippet has none. FileError if the file cannot be written, GraphError if the
+    graph cannot.
+    """
+    path = Path(path)
+    form = _form(path)
+    if path.is_dir():
+        raise FileError(path, "is a folder; expected the name of a file.")
+    if not path.absolute().parent.is_dir():
+        raise FileError(path, f"cannot be written: there is no folder {path.parent}.")
+    if form in YAML:
+        if target is not None:
+            raise FileError(path, f"a snippet has no target; {target!r} is for .onnx files.")
+        from runtime.snippets import save_yaml
+
+        save_yaml(graph, path)
+        return
+    from runtime.onnx_files import save_onnx
+
+    save_onnx(graph, path, target=target or "onnxruntime")
+
+
+def _form(path: Path) -> str:
+    form = path.suffix.lower()
+    if form not in YAML + ONNX:
+        known = ", ".join(YAML + ONNX)
+        raise FileError(path, f"expected a name that ends with one of {known}" + (f", not {form}." if form else "."))
+    return form

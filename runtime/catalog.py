@@ -94,6 +94,14 @@ def all_types(opsets: Mapping[str, int] | None = None) -> list[type[Node]]:
     return sorted((cls for cls in types if cls is not None), key=lambda cls: (cls.domain, cls.operator))
 
 
+def first_version(type_name: str) -> int | None:
+    """The version of its domain's operator set with which an operator came; None for an unknown one."""
+    from runtime.nodes import operators
+
+    domain, _, name = type_name.rpartition(".")
+    return operators.first_version(domain, name)
+
+
 def newest_opset(domain: str) -> int:
     """The version of a domain's operator set that a graph has which does not say: the newest that can run."""
     from runtime.nodes import operators

@@ -7,22 +7,31 @@ change. Only what is certain is an error: an unknown type or shape is never held
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from runtime import catalog
 from runtime.attributes import Typed
 from runtime.errors import Finding, Severity
 from runtime.graph import Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
-from runtime.node import Node, NodeContext, Parameter
-from runtime.nodes.terminals import Capture, Initializer, Input, Output, declared_type
-from runtime.ports import belongs, inputs_in_use, outputs_in_use, value_names
+from runtime.node import In, Node, NodeContext
+from runtime.node_checks import (
+    choices,
+    disagreements_of_output,
+    duplicate_names,
+    finding_at,
+    missing_inputs,
+    shown,
+    type_variables,
+    wrong_parameters,
+)
+from runtime.nodes.terminals import Capture, Initializer, Input, Output
+from runtime.ports import UNKNOWN_OUTPUT, inputs_in_use, outputs_in_use, value_names
 from runtime.tensors import Tensor
-from runtime.types import OptionalType, TensorType, ValueType, format_shape, kind_of
+from runtime.types import TensorType, ValueType, kind_of
 
 if TYPE_CHECKING:
     from runtime.inference import Value
@@ -50,9 +59,20 @@ class _Surroundings:
     """What a subgraph is told by the graph around it."""
 
     captures: Mapping[str, ValueType]
-    inputs: Sequence[ValueType | None] = ()
-    depth: int = 0
-    is_function: bool = False
+    inputs: Sequence[ValueType | None]
+    functions: Mapping[str, Graph]
+    opsets: Mapping[str, int]
+    depth: int
+
+
+@dataclass(slots=True)
+class _Body:
+    """What was found in a subgraph, and for what."""
+
+    body: Graph
+    around: _Surroundings
+    findings: list[Finding]
+    results: list[ValueType]
 
 
 class Checker:
@@ -64,6 +84,7 @@ class Checker:
         self._results: dict[str, _Result] = {}
         self._stale: set[str] = set(graph.nodes)
         self._nesting: set[str] = set()
+        self._bodies: dict[tuple[str, str], _Body] = {}  # by node and parameter
         self._wires = dict(graph.wires)
         self._findings: list[Finding] | None = None
         graph.listen(self._hear)
@@ -94,30 +115,46 @@ class Checker:
         """Why the types at the ends of a wire do not agree, in one sentence; None if they may."""
         given = self.type_of(source)
         node_type = self._graph.node_type(target.node)
-        if node_type is None:
+        port = node_type.input_port(target.port) if node_type else None
+        if node_type is None or port is None:
             return None
-        port = node_type.input_port(target.port)
         kind = kind_of(given)
-        if port is None or "?" in kind:
-            return None
-        allowed = node_type.type_constraints.get(port.type)
-        if allowed is not None and kind not in allowed:
-            return f"{source} is {kind}, and {target} takes {_choices(allowed)}."
-        if allowed is None and "(" in port.type and port.type != kind:
-            return f"{source} is {kind}, and {target} takes {port.type}."
-        if not port.homogeneous:
+        if "?" not in kind:
+            allowed = node_type.type_constraints.get(port.type, (port.type,) if "(" in port.type else None)
+            if allowed is not None and kind not in allowed:
+                return f"{source} is {kind}, and {target} takes {choices(allowed)}."
+            other = self._disagreement(target, node_type, port, kind)
+            if other:
+                came = kind_of(self.type_of_known(self._graph.wires[other]))
+                return f"{source} is {kind}, but {other} has {came} already, and both must have one type, {port.type}."
+        reason = self._contradiction(source, target)
+        return f"{source} is {shown(given)}, and does not fit {target}: {reason}" if reason else None
+
+    def _disagreement(self, target: PortRef, node_type: type[Node], port: In, kind: str) -> PortRef | None:
+        """Another input of a node that stands for the same type variable and has another type."""
+        if not port.homogeneous or port.type not in node_type.type_constraints:
             return None
         for other, origin in self._graph.inputs_of(target.node).items():
             declared = node_type.input_port(other)
-            if other == target.port or declared is None or declared.type != port.type or allowed is None:
-                continue
-            came = kind_of(self.type_of(origin))
-            if "?" not in came and came != kind:
-                return (
-                    f"{source} is {kind}, but {target.node}.{other} has {came} already, "
-                    f"and both must have the same type {port.type}."
-                )
+            if other != target.port and declared is not None and declared.type == port.type:
+                came = kind_of(self.type_of_known(origin))
+                if "?" not in came and came != kind:
+                    return PortRef(target.node, other)
         return None
+
+    def _contradiction(self, source: PortRef, target: PortRef) -> str:
+        """What a wire would newly make wrong about types and shapes at the node where it ends, or an empty string."""
+        sources = self._graph.inputs_of(target.node)
+        before = {finding.message for finding in self._results[target.node].findings}
+        after = self._examine(target.node, sources | {target.port: source}).findings
+        for finding in after:
+            if (
+                finding.severity is Severity.ERROR
+                and finding.code in ("type", "shape")
+                and finding.message not in before
+            ):
+                return finding.message
+        return ""
 
     # -- keeping up -----------------------------------------------------------------------------------------------
 
@@ -173,16 +210,17 @@ class Checker:
 
     # -- one node -------------------------------------------------------------------------------------------------
 
-    def _examine(self, id: str) -> _Result:
+    def _examine(self, id: str, sources: Mapping[str, PortRef] | None = None) -> _Result:
+        """What is known of a node; with other sources than its own, what would be."""
         state = self._graph.nodes[id]
         node_type = self._graph.node_type(id)
-        sources = self._graph.inputs_of(id)
+        sources = self._graph.inputs_of(id) if sources is None else sources
         if node_type is None:
             return self._examine_unknown(state, sources)
         inputs = {port: self.type_of_known(source) for port, source in sources.items()}
         parameters = {name: value for name, value in state.parameters.items() if value is not None}
-        findings: list[Finding] = list(_missing_inputs(state, node_type, sources))
-        variables, disagreements = _type_variables(state, node_type, inputs)
+        findings: list[Finding] = list(missing_inputs(state, node_type, sources))
+        variables, disagreements = type_variables(state, node_type, inputs)
         findings += disagreements
         attributes = node_type.to_attributes(parameters) if node_type.is_operator else parameters
         used = outputs_in_use(self._graph, state, node_type)
@@ -197,7 +235,7 @@ class Checker:
                 context = NodeContext(id, inputs, attributes, values, used, self._graph.opsets)
                 inferred = node_type.infer(context)
             except ValueError as error:
-                findings.append(_at(id, "type", f"{error}.", code="parameter"))
+                findings.append(finding_at(id, "type", f"{error}.", code="parameter"))
             else:
                 result.types = dict(inferred.outputs)
                 blamed = {(finding.port, finding.code) for finding in inferred.findings}
@@ -205,7 +243,7 @@ class Checker:
             result.types |= self._refined(id, node_type, result.types)
             if node_type is Initializer:
                 tensor = parameters.get("tensor")
-                if isinstance(tensor, Tensor) and tensor.size <= 64:
+                if isinstance(tensor, Tensor) and tensor.size <= 64 and not parameters.get("overridable"):
                     result.values["value"] = tensor
         else:
             nested = any(isinstance(value, Graph) for value in parameters.values())
@@ -215,7 +253,7 @@ class Checker:
             elif node_type is not Output and not any(f.severity is Severity.ERROR for f in findings):
                 findings += self._infer(state, node_type, attributes, sources, used, result)
         blamed_ports = {finding.port for finding in findings}
-        findings += [f for f in _parameters(state, node_type, parameters) if f.port not in blamed_ports]
+        findings += [f for f in wrong_parameters(state, node_type, parameters) if f.port not in blamed_ports]
         for port in node_type.outputs:
             stands_for = variables.get(port.type)
             if port.name not in result.types and stands_for is not None:
@@ -223,10 +261,10 @@ class Checker:
                     stands_for = TensorType(stands_for.element)
                 result.types[port.name] = stands_for
         if node_type is Output:
-            findings += _declared_output(state, inputs)
+            findings += disagreements_of_output(state, inputs)
         if node_type.is_operator and not node_type.cpu_kernel and node_type.evaluate is None:
             findings.append(
-                _at(
+                finding_at(
                     id,
                     "",
                     f"ONNX Runtime has no CPU kernel for {node_type.type_name()} at this operator set version.",
@@ -284,8 +322,8 @@ class Checker:
             return []
         known = infer(node_type, attributes, types, values, len(used), opset, state.id)
         if known.contradiction:
-            came = ", ".join(f"{port} {_shown(type_)}" for port, type_ in zip(ports, types, strict=True) if type_)
-            return [_at(state.id, "", f"{known.contradiction} It gets {came}.", code="shape")]
+            came = ", ".join(f"{port} {shown(type_)}" for port, type_ in zip(ports, types, strict=True) if type_)
+            return [finding_at(state.id, "", f"{known.contradiction} It gets {came}.", code="shape")]
         for port, type_, value in zip(used, known.types, known.values, strict=False):
             if type_ is not None:
                 result.types[port] = type_
@@ -294,33 +332,65 @@ class Checker:
         return []
 
     def _examine_unknown(self, state: NodeState, sources: Mapping[str, PortRef]) -> _Result:
-        function = _function_of(self._graph, state.type)
-        if function is not None:
-            around = self._surroundings or _Surroundings({})
-            count = max((int(port.rpartition(".")[2]) + 1 for port in sources if port[-1].isdigit()), default=0)
-            given = [
-                self.type_of_known(sources[f"input.{index}"]) if f"input.{index}" in sources else None
-                for index in range(count)
-            ]
-            if around.depth < MAXIMUM_DEPTH:
-                inner = Checker(function.copy(), _Surroundings({}, given, around.depth + 1, is_function=True))
-                outputs = [inner._results_of_output(id) for id in inner.output_ids()]
-                return _Result({f"output.{index}": type_ for index, type_ in enumerate(outputs)})
+        if isinstance(self._functions.get(_function_key(state)), Graph):
+            return _Result(self._types_of_call(state, sources))
         domain = state.type.rpartition(".")[0]
-        older = catalog.find(state.type)
-        if older is not None:
+        version = catalog.first_version(state.type)
+        if version is not None:
             message = (
-                f"{state.type} came with version {older.since_version} of the operator set {domain or 'ai.onnx'!r}; "
+                f"{state.type} came with version {version} of the operator set {domain or 'ai.onnx'!r}; "
                 f"this graph has version {self._graph.opsets.get(domain)}."
             )
             remedy = "Raise the graph's operator set version."
         else:
             message = f"No node type is called {state.type}; it is kept as it is, but cannot run."
-            close = get_close_matches(state.type, _type_names(), 1, 0.8)
-            remedy = f"Did you mean {close[0]}?" if close else "Install the plug-in that declares it."
-        return _Result(findings=(_at(state.id, "", message, remedy, code="unknown-type"),))
+            close = _similar_type(state.type)
+            remedy = f"Did you mean {close}?" if close else "Install the plug-in that declares it."
+        return _Result(findings=(finding_at(state.id, "", message, remedy, code="unknown-type"),))
 
-    # -- subgraphs ------------------------------------------------------------------------------------------------
+    # -- functions and subgraphs ----------------------------------------------------------------------------------
+
+    @property
+    def _functions(self) -> Mapping[str, Graph]:
+        return self._surroundings.functions if self._surroundings else self._graph.section("functions")
+
+    @property
+    def _depth(self) -> int:
+        return self._surroundings.depth if self._surroundings else 0
+
+    def _types_of_call(self, state: NodeState, sources: Mapping[str, PortRef]) -> dict[str, ValueType]:
+        """Types of the outputs of a call of a function; functions inside it are not followed."""
+        key = _function_key(state)
+        body = self._functions[key]
+        ports = inputs_in_use(None, sources)
+        given = tuple(self.type_of_known(sources[port]) if port in sources else None for port in ports)
+        checked = self._bodies.get((key, str(given)))
+        if checked is None or checked.body is not body:
+            around = _Surroundings({}, given, {}, self._graph.opsets, self._depth + 1)
+            checked = self._checked(body, around, is_function=True)
+            self._bodies[key, str(given)] = checked
+        return {f"{UNKNOWN_OUTPUT}.{index}": type_ for index, type_ in enumerate(checked.results)}
+
+    def _checked(self, body: Graph, around: _Surroundings, *, is_function: bool) -> _Body:
+        twin = body.copy()
+        for domain, version in around.opsets.items():
+            if not is_function or domain not in twin.opsets:  # a function may have versions of its own
+                twin.set("", domain, version, section="opsets")
+        inner = Checker(twin, around)
+        return _Body(body, around, inner.findings(), [inner._results_of_output(id) for id in inner.output_ids()])
+
+    def _of_functions(self) -> Iterator[Finding]:
+        """Findings in the bodies of the graph's functions, whatever they are called with."""
+        functions = dict(self._functions)
+        around = _Surroundings({}, (), functions, dict(self._graph.opsets), 1)
+        for key, body in functions.items():
+            if not isinstance(body, Graph):
+                continue
+            checked = self._bodies.get(("", key))
+            if checked is None or checked.body is not body or checked.around != around:
+                checked = self._bodies["", key] = self._checked(body, around, is_function=True)
+            for finding in checked.findings:
+                yield replace(finding, node=f"{key}/{finding.node}")
 
     def output_ids(self) -> list[str]:
         """Ids of the Output nodes, in the order of the graph's outputs."""
@@ -339,24 +409,24 @@ class Checker:
         sources: Mapping[str, PortRef],
         result: _Result,
     ) -> list[Finding]:
-        depth = self._surroundings.depth + 1 if self._surroundings else 1
-        if depth > MAXIMUM_DEPTH:
-            return [_at(state.id, "", f"Subgraphs are nested more than {MAXIMUM_DEPTH} deep.", code="depth")]
+        if self._depth >= MAXIMUM_DEPTH:
+            return [finding_at(state.id, "", f"Subgraphs are nested more than {MAXIMUM_DEPTH} deep.", code="depth")]
         outer = dict(self._surroundings.captures) if self._surroundings else {}
         outer |= {name: self.type_of_known(source) for name, source in value_names(self._graph)}
         findings: list[Finding] = []
         outcomes: list[list[ValueType]] = []
         given = self._inputs_of_body(state, node_type, sources)
+        around = _Surroundings(outer, given, dict(self._functions), dict(self._graph.opsets), self._depth + 1)
         for name, body in parameters.items():
             if not isinstance(body, Graph):
                 continue
-            inner = Checker(body.copy(), _Surroundings(outer, given, depth))
-            for finding in inner.findings():
+            checked = self._bodies.get((state.id, name))
+            if checked is None or checked.body is not body or checked.around != around:
+                checked = self._bodies[state.id, name] = self._checked(body, around, is_function=False)
+            for finding in checked.findings:
                 path = f"{state.id}/{name}/{finding.node}" if finding.node else f"{state.id}/{name}"
-                findings.append(
-                    Finding(finding.message, path, finding.port, finding.severity, finding.remedy, finding.code)
-                )
-            outcomes.append([inner._results_of_output(id) for id in inner.output_ids()])
+                findings.append(replace(finding, node=path))
+            outcomes.append(checked.results)
         ports = outputs_in_use(self._graph, state, node_type)
         if node_type.domain == "" and node_type.operator == "If" and len(outcomes) == 2:
             for port, first, second in zip(ports, *outcomes, strict=False):
@@ -391,7 +461,7 @@ class Checker:
 
     def _of_the_whole(self) -> Iterator[Finding]:
         graph = self._graph
-        yield from _duplicates(graph)
+        yield from duplicate_names(graph)
         if graph.nodes and self._surroundings is None and not self.output_ids():
             yield Finding(
                 "The graph has no outputs, so that running it gives nothing.",
@@ -400,205 +470,18 @@ class Checker:
                 code="no-outputs",
             )
         around = self._surroundings
+        if around is None:
+            yield from self._of_functions()
         for id, node in graph.nodes.items():
             if node.type != "Capture":
                 continue
             name = str(node.parameters.get("name", ""))
             if around is None:
-                yield _at(id, "name", "Only a subgraph can capture values, and this graph is none.", code="capture")
+                yield finding_at(
+                    id, "name", "Only a subgraph can capture values, and this graph is none.", code="capture"
+                )
             elif name not in around.captures:
-                yield _at(id, "name", f"The graph around has no value {name!r}.", code="capture")
-
-
-def _at(
-    node: str,
-    port: str,
-    message: str,
-    remedy: str = "",
-    *,
-    severity: Severity = Severity.ERROR,
-    code: str,
-) -> Finding:
-    return Finding(message, node, port, severity, remedy, code)
-
-
-def _shown(type_: ValueType) -> str:
-    if not isinstance(type_, TensorType):
-        return str(type_)
-    shape = type_.shape
-    if shape is not None:
-        shape = tuple(None if isinstance(size, str) and size.startswith("_") else size for size in shape)
-    element = "?" if type_.element is None else type_.element
-    return f"tensor({element}) {format_shape(shape)}"
-
-
-def _choices(kinds: Iterable[str]) -> str:
-    names = list(kinds)
-    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-
-
-def _missing_inputs(state: NodeState, node_type: type[Node], sources: Mapping[str, PortRef]) -> Iterator[Finding]:
-    for port in node_type.inputs:
-        if port.variadic:
-            indices = {
-                int(name.rpartition(".")[2]) for name in sources if belongs(name, port.name) and name != port.name
-            }
-            gaps = sorted(set(range(max(indices, default=-1))) - indices)
-            if len(indices) < port.minimum and not port.optional:
-                yield _at(
-                    state.id,
-                    port.name,
-                    f"expected at least {port.minimum} values; {len(indices) or 'nothing'} connected.",
-                    f"Wire {port.name}.{len(indices)}.",
-                    code="missing-input",
-                )
-            elif gaps and node_type.operator != "Loop":
-                yield _at(
-                    state.id,
-                    f"{port.name}.{gaps[0]}",
-                    f"{port.name}.{max(indices)} is connected and this one before it is not.",
-                    "Wire the values without gaps.",
-                    code="missing-input",
-                )
-        elif not port.optional and port.name not in sources:
-            expected = f" ({port.type})" if "(" in port.type else ""
-            yield _at(
-                state.id,
-                port.name,
-                f"a required input{expected}; nothing is connected.",
-                "Wire a value to it.",
-                code="missing-input",
-            )
-    if not node_type.type_constraints and not node_type.inputs:
-        return
-    for name in sources:
-        if node_type.input_port(name) is None:
-            yield _at(state.id, name, f"{node_type.type_name()} has no such input.", "Cut the wire.", code="port")
-
-
-def _type_variables(
-    state: NodeState, node_type: type[Node], inputs: Mapping[str, ValueType]
-) -> tuple[dict[str, ValueType], list[Finding]]:
-    """What the type variables of a node stand for, and where its inputs disagree."""
-    bound: dict[str, tuple[str, ValueType]] = {}
-    findings: list[Finding] = []
-    for name, type_ in inputs.items():
-        port = node_type.input_port(name)
-        kind = kind_of(type_)
-        if port is None or "?" in kind:
-            continue
-        allowed: Sequence[str] | None = node_type.type_constraints.get(port.type)
-        if allowed is None and "(" in port.type:
-            allowed = (port.type,)
-        if allowed is not None and kind not in allowed:
-            findings.append(_at(state.id, name, f"expected {_choices(allowed)}; got {kind}.", code="type"))
-            continue
-        if allowed is None or not port.homogeneous or "(" in port.type:
-            continue
-        first = bound.setdefault(port.type, (name, type_))
-        if kind_of(first[1]) != kind and not isinstance(type_, OptionalType):
-            findings.append(
-                _at(
-                    state.id,
-                    name,
-                    f"expected {kind_of(first[1])}, the type {port.type} that {first[0]} has; got {kind}.",
-                    "Insert a Cast, or change one of the two.",
-                    code="type",
-                )
-            )
-    return {variable: type_ for variable, (_, type_) in bound.items()}, findings
-
-
-def _parameters(state: NodeState, node_type: type[Node], parameters: Mapping[str, Any]) -> Iterator[Finding]:
-    for declared in node_type.parameters:
-        if declared.required and declared.name not in parameters:
-            yield _at(
-                state.id, declared.name, f"a required parameter ({declared.kind}); it is not set.", code="parameter"
-            )
-    for name, value in parameters.items():
-        declared_ = node_type.parameter(name)
-        if declared_ is None:
-            if node_type.is_operator:
-                close = get_close_matches(name, [parameter.name for parameter in node_type.parameters], 1)
-                remedy = f"Did you mean {close[0]}?" if close else "Remove it."
-                message = f"{node_type.type_name()} has no such parameter."
-                yield _at(state.id, name, message, remedy, code="parameter")
-            continue
-        wrong = _wrong_value(declared_, value)
-        if wrong:
-            yield _at(state.id, name, f"expected {wrong}; got {_brief(value)}.", code="parameter")
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-_ITEMS = {"ints": (int, np.integer), "floats": (float, int), "strings": (str, bytes)}
-
-
-def _wrong_value(declared: Parameter, value: Any) -> str:
-    """What was expected instead of a value, or an empty string if it fits."""
-    kind = declared.kind
-    if isinstance(value, Typed):
-        return ""
-    if kind == "bool":
-        return "" if isinstance(value, bool) or value in (0, 1) else "true or false"
-    if kind == "int":
-        if not isinstance(value, int | np.integer):
-            return "an integer" + _range(declared)
-    elif kind == "float":
-        if not isinstance(value, float | int | np.floating) or isinstance(value, bool):
-            return "a number" + _range(declared)
-    elif kind == "str":
-        if not isinstance(value, str | bytes):
-            return "a text"
-    elif kind in _ITEMS:
-        if not isinstance(value, list | tuple) or not all(isinstance(item, _ITEMS[kind]) for item in value):
-            return f"a list of {kind}"
-    elif kind == "tensor":
-        if not isinstance(value, Tensor):
-            return "a tensor"
-    elif kind == "graph" and not isinstance(value, Graph):
-        return "a graph"
-    elif kind == "shape" and not (
-        isinstance(value, list | tuple) and all(item is None or isinstance(item, int | str) for item in value)
-    ):
-        return "a list of integers, names and nulls"
-    if declared.choices and value not in declared.choices:
-        return "one of " + ", ".join(map(str, declared.choices))
-    if declared.minimum is not None and value < declared.minimum:
-        return f"at least {declared.minimum:g}"
-    if declared.maximum is not None and value > declared.maximum:
-        return f"at most {declared.maximum:g}"
-    return ""
-
-
-def _range(declared: Parameter) -> str:
-    if declared.minimum is not None:
-        return f" of at least {declared.minimum:g}"
-    return ""
-
-
-def _declared_output(state: NodeState, inputs: Mapping[str, ValueType]) -> Iterator[Finding]:
-    try:
-        declared = declared_type(NodeContext(state.id, {}, state.parameters))
-    except ValueError as error:
-        yield _at(state.id, "type", f"{error}.", code="parameter")
-        return
-    came = inputs.get("value")
-    if came is None:
-        return
-    kinds = kind_of(declared), kind_of(came)
-    if "?" not in kinds[0] + kinds[1] and kinds[0] != kinds[1]:
-        yield _at(state.id, "value", f"declared as {kinds[0]}; gets {kinds[1]}.", code="type")
-    elif isinstance(declared, TensorType) and isinstance(came, TensorType) and declared.shape and came.shape:
-        pairs = list(zip(declared.shape, came.shape, strict=False))
-        clash = any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
-        if clash or len(declared.shape) != len(came.shape):
-            message = f"declared with shape {format_shape(declared.shape)}; gets {_shown(came)}."
-            # Exporters write wrong shapes often enough, and the numbers do not depend on them.
-            yield _at(state.id, "value", message, severity=Severity.WARNING, code="shape")
+                yield finding_at(id, "name", f"The graph around has no value {name!r}.", code="capture")
 
 
 def _merged(declared: ValueType, given: ValueType) -> ValueType:
@@ -627,45 +510,14 @@ def _scan_states(state: NodeState, sources: Mapping[str, PortRef]) -> int:
     return max(0, len(sources) - (scanned if isinstance(scanned, int) else 0))
 
 
-def _duplicates(graph: Graph) -> Iterator[Finding]:
-    """Names that two inputs, two outputs or two values share."""
-    seen: dict[tuple[str, str], str] = {}
-    for id, node in graph.nodes.items():
-        names: list[tuple[str, str]] = []
-        if node.type in ("Input", "Initializer"):
-            names = [("value", str(node.parameters.get("name") or id))]
-        elif node.type == "Output":
-            names = [("output", str(node.parameters.get("name") or id))]
-        else:
-            own = node.parameters.get("specified_outputs_name")
-            if own:
-                names = [("value", str(name)) for name in own if name]
-        for kind, name in names:
-            other = seen.setdefault((kind, name), id)
-            if other != id or names.count((kind, name)) > 1:
-                yield _at(
-                    id,
-                    "specified_outputs_name"
-                    if kind == "value" and node.type not in ("Input", "Initializer")
-                    else "name",
-                    f"the name {name!r} is taken by {other}: the {'outputs' if kind == 'output' else 'values'} of a "
-                    "graph have names of their own.",
-                    "Choose another.",
-                    code="duplicate-name",
-                )
-                break
+def _function_key(state: NodeState) -> str:
+    """The name under which a graph holds the function that a node calls, if it calls one."""
+    domain, _, name = state.type.rpartition(".")
+    overload = str(state.extra.get("overload") or "")
+    return f"{domain}::{name}::{overload}" if overload else f"{domain}::{name}"
 
 
-def _function_of(graph: Graph, type_name: str) -> Graph | None:
-    functions = graph.section("functions")
-    if not functions:
-        return None
-    domain, _, name = type_name.rpartition(".")
-    for key, body in functions.items():
-        if key == f"{domain}::{name}" or key.startswith(f"{domain}::{name}::"):
-            return body if isinstance(body, Graph) else None
-    return None
-
-
-def _type_names() -> list[str]:
-    return [cls.type_name() for cls in catalog.all_types()]
+@lru_cache(maxsize=256)
+def _similar_type(name: str) -> str:
+    close = get_close_matches(name, [cls.type_name() for cls in catalog.all_types()], 1, 0.8)
+    return close[0] if close else ""

@@ -1,8 +1,10 @@
-"""Types and shapes of one operator's outputs, from the onnx-shape-inference package, remembered by signature.
+"""Types and shapes of one operator's outputs, from two packages, remembered by signature.
 
-The package works on whole ONNX models; here it is asked about one node at a time, so that an edit costs no more than
-the nodes that it touches. Beside types, small integer values are followed (the shapes that `Shape`, `Gather` and
-`Concat` compute for a `Reshape`), as tuples of integers and names.
+onnx-shape-inference knows contrib operators and computes with symbolic dimensions; it works on whole ONNX models, but
+is asked here about one node at a time, so that an edit costs no more than the nodes that it touches. ONNX's own
+inference is the second opinion on standard operators: what it refuses, ONNX Runtime refuses, and its numbers count
+where the two differ. Beside types, small integer values are followed (the shapes that `Shape`, `Gather` and `Concat`
+compute for a `Reshape`), as tuples of integers and names.
 """
 
 from __future__ import annotations
@@ -11,24 +13,35 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from functools import cache
+from itertools import count
+from typing import Any
 
 import numpy as np
+import onnx
+import onnx.defs
+import onnx.shape_inference
 import onnx_ir as ir
 import onnx_shape_inference as library
+from onnx_ir import serde
 
+from runtime.attributes import to_attribute
 from runtime.node import Node
-from runtime.onnx_types import from_ir_type, type_and_shape
+from runtime.onnx_types import from_ir_type, from_type_proto, to_type_proto, type_and_shape
+from runtime.shape_rules import Question, Value, contradiction, corrected
 from runtime.tensors import Tensor
-from runtime.types import Dimension, TensorType, ValueType
+from runtime.types import Dimension, Shape, TensorType, ValueType
 
 logging.getLogger("onnx_shape_inference").setLevel(logging.ERROR)  # it warns of every operator that it does not know
 
-Value: TypeAlias = "Tensor | tuple[Dimension, ...]"
-"""What is known of a value before a graph runs: a small tensor, or the elements of a list of dimensions."""
-
 SMALL = 64
 """Tensors of up to this many elements are worth following as values."""
+
+TAKES_UNKNOWN_FOR_ZERO = frozenset({"Attention", "FlexAttention", "Resize", "StringNormalizer"})
+"""Operators about which ONNX itself is asked only if all sizes of their inputs are known."""
+
+NOT_ASKED_TWICE = frozenset({"Constant", "STFT"})
+"""Operators about which ONNX itself is not asked: a Constant may be large, and STFT's `onesided` loses its default."""
 
 _MINTED = re.compile(r"\b_d(\d+)\b")
 
@@ -83,44 +96,161 @@ def _infer(
     outputs: int,
     opset: int,
 ) -> Known:
-    library.registry.collect()
-    function = library.registry.get(node_type.domain, node_type.operator, version=opset)
-    if function is None:
-        return Known()
-    context = library.ShapeInferenceContext({"": opset, node_type.domain: opset}, policy="refine")
-    context.reserve_symbol_names(_names_of(inputs))
+    node = _node(node_type, attributes, inputs, values, outputs, opset)
+    try:
+        known = _first_opinion(node, inputs, values, opset)
+        refined = _second_opinion(node_type, node, inputs, opset)
+    except (library.OpUsageError, library.ShapeInferenceError, onnx.shape_inference.InferenceError) as error:
+        return Known(contradiction=_sentence(error))
+    if node_type.domain == "":
+        question = Question(node_type.operator, attributes, inputs, values)
+        if message := contradiction(question):
+            return Known(contradiction=message)
+        known = Known(tuple(_corrected(question, type_) for type_ in known.types), known.values)
+    types = [known.types[index] if index < len(known.types) else None for index in range(outputs)]
+    return Known(_named(tuple(map(_agreed, types, refined or types))), known.values)
+
+
+def _node(
+    node_type: type[Node],
+    attributes: Mapping[str, Any],
+    inputs: tuple[ValueType | None, ...],
+    values: tuple[Value | None, ...],
+    outputs: int,
+    opset: int,
+) -> ir.Node:
+    """The node, with inputs that have types, and values where they are tensors."""
     arguments = [None if type_ is None else _to_value(type_, number) for number, type_ in enumerate(inputs)]
     for argument, value in zip(arguments, values, strict=True):
-        if argument is None or value is None:
-            continue
-        if isinstance(value, Tensor):
-            argument.const_value = ir.Tensor(value.array(), dtype=ir.DataType(value.element), name=argument.name)
-        else:
-            context.set_symbolic_value(
-                argument, [item if isinstance(item, int) else ir.SymbolicDim(item) for item in value]
-            )
-    node = ir.Node(
+        if argument is not None and isinstance(value, Tensor):
+            argument.const_value = _wrapped(value, argument.name or "")
+    kinds = {parameter.attribute: parameter.kind for parameter in node_type.parameters}
+    converted = [_to_attribute(name, value, kinds.get(name, "")) for name, value in attributes.items()]
+    return ir.Node(
         node_type.domain,
         node_type.operator,
         arguments,
-        [ir_attribute for name, value in attributes.items() if (ir_attribute := _to_attribute(name, value))],
-        num_outputs=outputs,
+        [attribute for attribute in converted if attribute is not None],
+        outputs=[ir.Value(name=f"output{number}") for number in range(outputs)],
         version=opset,
     )
+
+
+def _first_opinion(
+    node: ir.Node, inputs: tuple[ValueType | None, ...], values: tuple[Value | None, ...], opset: int
+) -> Known:
+    """What onnx-shape-inference knows."""
+    library.registry.collect()
+    function = library.registry.get(node.domain, node.op_type, version=opset)
+    if function is None:
+        return Known()
+    context = library.ShapeInferenceContext({"": opset, node.domain: opset}, policy="refine")
+    context.reserve_symbol_names(_names_of(inputs))
+    for argument, value in zip(node.inputs, values, strict=True):
+        if argument is not None and isinstance(value, tuple):
+            items = [item if isinstance(item, int) else ir.SymbolicDim(item) for item in value]
+            context.set_symbolic_value(argument, items)
     try:
         function(context, node)
-    except (library.OpUsageError, library.ShapeInferenceError) as error:
-        return Known(contradiction=_sentence(error))
+    except (library.OpUsageError, library.ShapeInferenceError):
+        raise
     except Exception as error:  # the package's rules may fail on what they did not foresee: then nothing is known
-        logging.getLogger(__name__).debug("no inference for %s: %r", node_type.type_name(), error)
+        logging.getLogger(__name__).debug("no inference for %s: %r", node.op_type, error)
         return Known()
-    types = tuple(_from_value(value) for value in node.outputs)
-    found = tuple(_value_of(context, value) for value in node.outputs)
-    return Known(types, found)
+    return Known(
+        tuple(_from_value(value) for value in node.outputs), tuple(_value_of(context, value) for value in node.outputs)
+    )
+
+
+def _second_opinion(
+    node_type: type[Node], node: ir.Node, inputs: tuple[ValueType | None, ...], opset: int
+) -> list[ValueType | None] | None:
+    """What ONNX itself knows; None if it was not asked. InferenceError for a contradiction."""
+    schema = _schema(node_type.domain, node_type.operator, node_type.since_version)
+    if schema is None or any(isinstance(type_, TensorType) and type_.element is None for type_ in inputs):
+        return None
+    certain = all(type_ is None or _is_known(type_) for type_ in inputs)
+    if node_type.operator in TAKES_UNKNOWN_FOR_ZERO and not certain:
+        return None
+    given = [
+        (value.name or "", value, type_) for value, type_ in zip(node.inputs, inputs, strict=True) if value and type_
+    ]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema,
+            serde.serialize_node(node),
+            {name: to_type_proto(type_) for name, _, type_ in given},
+            {
+                name: serde.serialize_tensor(value.const_value)
+                for name, value, _ in given
+                if value.const_value is not None
+            },
+            opset_imports=[onnx.helper.make_opsetid(node_type.domain, opset)],
+        )
+        types = [from_type_proto(found[name]) if (name := value.name) in found else None for value in node.outputs]
+        return types if certain else [_without_zeros(type_) for type_ in types]
+    except onnx.shape_inference.InferenceError:
+        raise
+    except Exception as error:  # it is asked for a second opinion only, and raises various errors without one
+        logging.getLogger(__name__).debug("no second opinion for %s: %r", node_type.type_name(), error)
+        return None
+
+
+def _is_known(type_: ValueType) -> bool:
+    """Whether all sizes of a tensor are numbers."""
+    return (
+        isinstance(type_, TensorType) and type_.shape is not None and all(isinstance(size, int) for size in type_.shape)
+    )
+
+
+def _without_zeros(type_: ValueType | None) -> ValueType | None:
+    if not isinstance(type_, TensorType) or type_.shape is None:
+        return type_
+    return TensorType(type_.element, tuple(size if size != 0 else None for size in type_.shape), type_.sparse)
+
+
+@cache
+def _schema(domain: str, operator: str, version: int) -> onnx.defs.OpSchema | None:
+    if operator in NOT_ASKED_TWICE or not onnx.defs.has(operator, version, domain):
+        return None
+    return onnx.defs.get_schema(operator, version, domain)
+
+
+def _corrected(question: Question, type_: ValueType | None) -> ValueType | None:
+    if not isinstance(type_, TensorType):
+        return type_
+    return TensorType(type_.element, corrected(question, type_.shape), type_.sparse)
+
+
+def _agreed(first: ValueType | None, second: ValueType | None) -> ValueType | None:
+    """What two opinions on a type come to: the second's numbers, the first's names."""
+    if first is None or not (isinstance(first, TensorType) and isinstance(second, TensorType)):
+        return second or first
+    shape: Shape | None = first.shape if second.shape is None else second.shape
+    if first.shape is not None and second.shape is not None and len(first.shape) == len(second.shape):
+        shape = tuple(
+            b if a is None or isinstance(b, int) else a for a, b in zip(first.shape, second.shape, strict=True)
+        )
+    return TensorType(second.element if second.element is not None else first.element, shape, first.sparse)
+
+
+def _named(types: tuple[ValueType | None, ...]) -> tuple[ValueType | None, ...]:
+    """The types with a name for every unknown dimension, in the form of those that the package mints."""
+    used = [int(number) for type_ in types for number in _MINTED.findall(str(type_))]
+    numbers = count(max(used, default=-1) + 1)
+
+    def named(type_: ValueType | None) -> ValueType | None:
+        if not isinstance(type_, TensorType) or type_.shape is None or None not in type_.shape:
+            return type_
+        shape = tuple(f"_d{next(numbers)}" if size is None else size for size in type_.shape)
+        return TensorType(type_.element, shape, type_.sparse)
+
+    return tuple(map(named, types))
 
 
 def _sentence(error: Exception) -> str:
     message = str(getattr(error, "message", "") or error)
+    message = re.sub(r"^\[\w+\] *(\(.*?\) *)?", "", message).strip()
     return message if message.endswith(".") else message + "."
 
 
@@ -200,23 +330,17 @@ def _value_of(context: library.ShapeInferenceContext, value: ir.Value) -> Value 
     return None if None in items else items
 
 
-def _to_attribute(name: str, value: Any) -> ir.Attr | None:
-    """The attribute as onnx_ir has it; None for kinds that no shape depends on (subgraphs, types, ...)."""
-    match value:
-        case bool():
-            return ir.AttrInt64(name, int(value))
-        case int():
-            return ir.AttrInt64(name, value)
-        case float():
-            return ir.AttrFloat32(name, value)
-        case str():
-            return ir.AttrString(name, value)
-        case Tensor():
-            return ir.AttrTensor(name, ir.Tensor(value.array(), dtype=ir.DataType(value.element)))
-        case list() | tuple() if value and all(isinstance(item, int) for item in value):
-            return ir.AttrInt64s(name, list(value))
-        case list() | tuple() if value and all(isinstance(item, float | int) for item in value):
-            return ir.AttrFloat32s(name, [float(item) for item in value])
-        case list() | tuple() if value and all(isinstance(item, str) for item in value):
-            return ir.AttrStrings(name, list(value))
-    return None
+def _to_attribute(name: str, value: Any, kind: str) -> ir.Attr | None:
+    """The attribute as onnx-ir has it; None for one that does not fit its kind, which `check` says itself."""
+    try:
+        return to_attribute(name, value, kind, _wrapped, _no_graph)
+    except (TypeError, ValueError):
+        return None
+
+
+def _wrapped(tensor: Tensor, name: str = "") -> ir.TensorProtocol:
+    return ir.Tensor(tensor.array(), dtype=ir.DataType(tensor.element), name=name)
+
+
+def _no_graph(graph: Any) -> ir.Graph:
+    raise TypeError("nodes with subgraphs are not inferred here")

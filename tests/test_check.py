@@ -180,6 +180,65 @@ def test_why_not_names_both_types() -> None:
     assert graph.why_not("w.value", "mm.B") is None
 
 
+def test_why_not_says_which_shapes_do_not_fit() -> None:
+    graph = linear(v=("Initializer", tensor(5, 3), {}), flat=("Input", value(4), {}))
+    reason = graph.why_not("v.value", "mm.B")
+    assert reason is not None and "v.value is tensor(float) [5, 3]" in reason and "4 vs 5" in reason
+    assert graph.why_not("flat.value", "mm.B") is None
+    graph.set("y", "type", "tensor(int64)")
+    graph.cut("y.value")
+    assert "declared as tensor(int64)" in (graph.why_not("mm.Y", "y.value") or "")
+
+
+def with_function(inner: str) -> Graph:
+    body = Graph(opsets={"": 23})
+    body.add("Input", "a")
+    body.add(inner, "node")
+    body.add("Output", "b")
+    body.wire("a.value", f"node.{'input.0' if '.' in inner else 'X'}")
+    body.wire(f"node.{'output.0' if '.' in inner else 'Y'}", "b.value")
+    helper = Graph(opsets={"": 23})
+    helper.add("Input", "a")
+    helper.add("Relu", "node")
+    helper.add("Output", "b")
+    helper.wire("a.value", "node.X")
+    helper.wire("node.Y", "b.value")
+    then = Graph()
+    then.add("Capture", "outer", parameters={"name": "x"})
+    then.add("my.own.Call", "call")
+    then.add("Output", "result")
+    then.wire("outer.value", "call.input.0")
+    then.wire("call.output.0", "result.value")
+    graph = conditional(then, branch("x", "Relu"))
+    functions = {"my.own::Call": body, "my.own::Helper": helper}
+    for key, function in functions.items():
+        graph.set("", key, function, section="functions")
+    return graph
+
+
+def test_functions_are_followed_from_subgraphs_and_from_each_other() -> None:
+    graph = with_function("Relu")
+    assert check(graph) == []
+    assert str(graph.checker.type_of("if.outputs.0")) == "tensor(float) [tokens, 4]"
+    assert check(with_function("my.own.Helper")) == []
+
+
+def test_a_mistake_inside_a_function_is_found_with_its_path() -> None:
+    finding = only(with_function("my.own.Nothing"))
+    assert finding.node == "my.own::Call/node" and finding.code == "unknown-type"
+
+
+def test_a_function_that_calls_itself_is_no_trap() -> None:
+    assert check(with_function("my.own.Call")) == []
+
+
+def test_a_subgraph_has_the_operator_set_versions_of_its_graph() -> None:
+    graph = conditional(branch("x", "Relu"), branch("x", "Mish"))
+    graph.set("", "", 17, section="opsets")
+    finding = only(graph)
+    assert finding.node == "if/else_branch/node" and "version 18" in finding.message
+
+
 def test_a_qmoe_node_is_checked_by_its_own_rule() -> None:
     graph = graph_of(
         {
@@ -215,7 +274,9 @@ def test_a_qmoe_node_is_checked_by_its_own_rule() -> None:
 
 edits = st.lists(
     st.tuples(
-        st.sampled_from(["cut", "undo", "redo", "wire", "axis", "shape", "retype", "move", "remove", "add"]),
+        st.sampled_from(
+            ["cut", "undo", "redo", "wire", "axis", "shape", "retype", "move", "remove", "add", "body", "opset"]
+        ),
         st.integers(0, 20),
         st.integers(0, 20),
     ),
@@ -257,6 +318,10 @@ def test_following_edits_gives_what_a_fresh_check_gives(script: list[tuple[str, 
                     graph.set(a, "position", [first, second], section="layout")
                 case "remove":
                     graph.remove(a)
+                case "body":
+                    graph.set("if", "then_branch", branch("x" if second % 4 else "z", ["Relu", "Mish"][first % 2]))
+                case "opset":
+                    graph.set("", "", 17 + first % 3, section="opsets")
                 case "add":
                     graph.add("Relu")
         except (GraphError, ZeroDivisionError):

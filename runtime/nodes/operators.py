@@ -153,6 +153,12 @@ def find(domain: str, name: str, opset: int | None) -> type[Node] | None:
     return _node_type(domain, name, fitting[-1].version) if fitting else None
 
 
+def first_version(domain: str, name: str) -> int | None:
+    """The version of the operator set with which an operator came; None for an operator that nobody knows."""
+    versions = _schemas().get((domain, name))
+    return versions[0].version if versions else None
+
+
 def names() -> list[tuple[str, str]]:
     """The (domain, name) of every operator that a new graph may use: no deprecated ones, no leftovers."""
     listed = []

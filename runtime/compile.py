@@ -9,23 +9,30 @@ from __future__ import annotations
 
 import heapq
 import json
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx_ir._core import TensorBase
 
 from runtime import catalog
 from runtime.attributes import Typed, to_attribute
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, NodeState, PortRef
+from runtime.ir_tensors import dense_tensor, wrap
 from runtime.node import COMMON_PARAMETERS, Node, NodeContext
 from runtime.nodes.terminals import declared_type
+from runtime.onnx_names import (
+    bodies_of,
+    has_common,
+    id_from_name,
+    input_ports,
+    is_terminal,
+    operator_of,
+    output_ports,
+    value_names,
+)
 from runtime.onnx_types import to_type_proto, type_and_shape
 from runtime.tensors import Tensor
 from runtime.types import TensorType
@@ -47,69 +54,7 @@ LOWEST_IR_VERSION = 10
 MAXIMUM_DEPTH = 32
 """How deep subgraphs may be nested."""
 
-MAXIMUM_SPARSE_ELEMENTS = 1 << 28
-"""Elements that a sparse tensor may have when it is written out in full."""
-
 COMMON_NAMES = frozenset(parameter.name for parameter in COMMON_PARAMETERS)
-
-
-class GraphTensor(TensorBase):
-    """A document's tensor as onnx-ir sees it; `tensor` is the document's own, and no byte is copied."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor, name: str | None = None) -> None:
-        super().__init__(name=name)
-        self.tensor = tensor
-
-    @property
-    def dtype(self) -> ir.DataType:  # type: ignore[override]  # the tensor never changes
-        return ir.DataType(int(self.tensor.element))
-
-    @property
-    def shape(self) -> ir.Shape:  # type: ignore[override]  # the tensor never changes
-        return ir.Shape(self.tensor.shape, frozen=True)
-
-    @property
-    def raw(self) -> Tensor:
-        return self.tensor
-
-    def numpy(self) -> np.ndarray:
-        return self.tensor.array()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.tensor.array(), dtype, copy=copy)
-
-    def __dlpack__(self, *, stream: Any = None) -> Any:
-        return self.tensor.array().__dlpack__()
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.tensor.array().__dlpack_device__()
-
-    def tobytes(self) -> bytes:
-        return self.tensor.raw().tobytes()
-
-    def tofile(self, file: Any) -> None:
-        file.write(np.ascontiguousarray(self.tensor.raw()).data)
-
-    def __repr__(self) -> str:
-        return f"GraphTensor({self.tensor.type}, name={self.name!r})"
-
-
-class GraphStrings(ir.StringTensor):
-    """A document's tensor of strings as onnx-ir sees it; `tensor` is the document's own."""
-
-    __slots__ = ("tensor",)
-
-    def __init__(self, tensor: Tensor, name: str | None = None) -> None:
-        strings = [item if isinstance(item, bytes) else item.encode() for item in tensor.array().reshape(-1)]
-        super().__init__(strings, shape=ir.Shape(tensor.shape), name=name)
-        self.tensor = tensor
-
-
-def wrap(tensor: Tensor, name: str | None = None) -> GraphTensor | GraphStrings:
-    """A tensor as onnx-ir wants it."""
-    return GraphStrings(tensor, name) if str(tensor.element) == "string" else GraphTensor(tensor, name)
 
 
 @dataclass(frozen=True)
@@ -171,29 +116,6 @@ def _domains(graph: Graph) -> Iterator[str]:
             yield operator_of(state)[0]
         for body in bodies_of(state):
             yield from _domains(body)
-
-
-def bodies_of(state: NodeState) -> Iterator[Graph]:
-    """The subgraphs in a node's parameters."""
-    for value in state.parameters.values():
-        plain = value.value if isinstance(value, Typed) else value
-        for item in plain if isinstance(plain, list | tuple) else (plain,):
-            if isinstance(item, Graph):
-                yield item
-
-
-def is_terminal(state: NodeState) -> bool:
-    """Whether a node is an input, output, initializer or capture, and no operator."""
-    return state.type in ("Input", "Output", "Initializer", "Capture")
-
-
-def operator_of(state: NodeState) -> tuple[str, str]:
-    """The domain and the operator that a node's type names."""
-    operator = state.extra.get("operator")  # for operators with a dot in their own name
-    if isinstance(operator, str) and state.type.endswith(operator):
-        return state.type[: -len(operator)].rstrip("."), operator
-    domain, _, operator = state.type.rpartition(".")
-    return domain, operator
 
 
 def _ir_version(graph: Graph, opsets: Mapping[str, int], has_functions: bool) -> int:
@@ -327,7 +249,7 @@ class _Body:
         else:
             self._set_type(value, id, state)
         self._decorate(value, state, "value")
-        _mark(value.metadata_props, PREFIX, state, name)
+        self._mark(value.metadata_props, PREFIX, state, name)
         self._values[port] = self._visible[name] = value
         return value
 
@@ -358,12 +280,20 @@ class _Body:
                 raise GraphError.at(self._place(id), "name", taken, "Choose another.", "duplicate-name")
             given = ir.Value(name=name, type=value.type, shape=value.shape)
             nodes.append(ir.Node("", "Identity", [value], outputs=[given], name=self._unique(f"{id}.identity", id)))
-            nodes[-1].meta["qmoe.output"] = id
             self._visible[name] = value = given
-        if value.producer() is not None and (state.parameters.get("type") or "shape" in state.parameters):
-            self._set_type(value, id, state)
-        self._decorate(value, state, "value")
-        _mark(value.metadata_props, OUTPUT_PREFIX, state, name)
+        if value.producer() is None:  # an input, say, given out as it is: what is said of each stays apart
+            apart = ir.Value(name=name)
+            if state.parameters.get("type") or "shape" in state.parameters:
+                self._set_type(apart, id, state)
+            else:
+                apart.type, apart.shape = value.type, value.shape
+            value.meta["qmoe.output"] = apart
+        else:
+            apart = value
+            if state.parameters.get("type") or "shape" in state.parameters:
+                self._set_type(value, id, state)
+        self._decorate(apart, state, "value")
+        self._mark(apart.metadata_props, OUTPUT_PREFIX, state, name)
         return value
 
     def _decorate(self, value: ir.Value, state: NodeState, port: str) -> None:
@@ -408,7 +338,7 @@ class _Body:
             if value is None:
                 raise GraphError.at(self._place(id), port, f"{source} is no output that is computed.", code="wire")
             inputs.append(value)
-        name = str(state.parameters.get("name") or "") if _has_common(node_type, "name") else ""
+        name = str(state.parameters.get("name") or "") if has_common(node_type, "name") else ""
         name = name or str(state.extra.get("node_name") or id)
         unique = self._unique(name, id)
         node = ir.Node(
@@ -428,9 +358,9 @@ class _Body:
             node.meta["qmoe.name"] = name
         if state.extra.get("device_configurations"):
             node.meta["qmoe.devices"] = tuple(state.extra["device_configurations"])
-        _mark(node.metadata_props, PREFIX, state, name)
+        self._mark(node.metadata_props, PREFIX, state, name)
         for key, default in (("training?", True), ("lda coeff", 1.0)):
-            if key in state.parameters and _has_common(node_type, key) and state.parameters[key] != default:
+            if key in state.parameters and has_common(node_type, key) and state.parameters[key] != default:
                 node.metadata_props[PREFIX + key] = json.dumps(state.parameters[key])
         return node
 
@@ -465,6 +395,15 @@ class _Body:
     def _subgraph(self, id: str) -> Callable[[Graph], ir.Graph]:
         owner = self._owner or id
         return lambda graph: _Body(self._model, graph, self._visible, owner, self._depth + 1).build().graph
+
+    def _mark(self, metadata: dict[str, str], prefix: str, state: NodeState, name: str) -> None:
+        """Writes the id, where the name does not tell it, and the layout of a node into its ONNX metadata."""
+        base = id_from_name(name)
+        if state.id != base:
+            head, _, number = state.id.rpartition("_")
+            if not (head == base and number.isdigit() and base in self._source.nodes):
+                metadata[prefix + "id"] = state.id
+        metadata |= {prefix + key.removeprefix(PREFIX): text for key, text in _layout(state.layout).items()}
 
     def _place(self, id: str) -> str:
         """The node to name in an error: in a subgraph, the node of the document that holds it."""
@@ -530,32 +469,11 @@ class _Body:
         return free | inner
 
 
-def _has_common(node_type: type[Node] | None, name: str) -> bool:
-    """Whether a node's parameter of that name is the common one, and no attribute of the operator."""
-    declared = node_type.parameter(name) if node_type is not None else None
-    return declared is None or declared.attribute is None
-
-
 def _of_value(state: NodeState, port: str) -> Mapping[str, Any]:
     """What the file said about a node's output."""
     values = state.extra.get("values")
     about = values.get(port) if isinstance(values, Mapping) else None
     return about if isinstance(about, Mapping) else {}
-
-
-def id_from_name(name: str) -> str:
-    """The id that a node, input or output of this name gets on import, if no other has it."""
-    id = re.sub(r"[^A-Za-z0-9_\-]+", "_", name)
-    if not re.match(r"[A-Za-z_]", id):
-        id = f"_{id}"
-    return id[:120]
-
-
-def _mark(metadata: dict[str, str], prefix: str, state: NodeState, name: str) -> None:
-    """Writes the id, where the name does not tell it, and the layout of a document's node into its ONNX metadata."""
-    if id_from_name(name) != state.id:
-        metadata[prefix + "id"] = state.id
-    metadata |= {prefix + key.removeprefix(PREFIX): text for key, text in _layout(state.layout).items()}
 
 
 def _layout(layout: Mapping[str, Any]) -> dict[str, str]:
@@ -567,182 +485,3 @@ def _layout(layout: Mapping[str, Any]) -> dict[str, str]:
     if rest:
         metadata[PREFIX + "layout"] = json.dumps(rest)
     return metadata
-
-
-# -- ports and names --------------------------------------------------------------------------------------------------
-
-
-def input_ports(sources: Iterable[str], node_type: type[Node] | None, place: str) -> list[str]:
-    """A node's input ports by position, up to the last connected one. GraphError for a port that it does not have."""
-    connected = set(sources)
-    ports: list[str] = []
-    if node_type is None:
-        last = max((_index(port) for port in connected if _base(port) == "input"), default=-1)
-        ports = [f"input.{index}" for index in range(last + 1)]
-    else:
-        for port in node_type.inputs:
-            if port.variadic:
-                last = max((_index(name) for name in connected if _base(name) == port.name), default=-1)
-                ports += [f"{port.name}.{index}" for index in range(last + 1)]
-            else:
-                ports.append(port.name)
-    unknown = connected.difference(ports)
-    if unknown:
-        raise GraphError.at(place, min(unknown), "The node has no such input.", "Cut the wire.", "port")
-    while ports and ports[-1] not in connected:
-        ports.pop()
-    return ports
-
-
-def output_ports(graph: Graph, id: str, node_type: type[Node] | None) -> list[str]:
-    """A node's output ports by position, an empty text for one that is not made.
-
-    Made are the ports that are wired or have an own name, and all that are not optional.
-    """
-    state = graph.nodes[id]
-    wired = {source.port for source, target in graph.wires_of(id) if source.node == id}
-    named = list(state.parameters.get("specified_outputs_name") or ()) if _has_common(node_type, NAMES) else []
-    ports: list[str] = []
-    needed = set(wired)
-    if node_type is None:
-        function = _function_of(graph, state)
-        count = max([len(named), *(_index(port) + 1 for port in wired if _base(port) == "output")])
-        if function is not None:
-            count = max(count, _outputs_of(function))
-        ports = [f"output.{index}" for index in range(count)]
-        if function is not None:
-            needed.update(ports)
-    else:
-        for port in node_type.outputs:
-            if port.variadic:
-                count = max([port.minimum, len(named) - len(ports), _implied_outputs(state, node_type)])
-                count = max([count, *(_index(name) + 1 for name in wired if _base(name) == port.name)])
-                ports += [f"{port.name}.{index}" for index in range(count)]
-                needed.update(ports[-count:])
-            else:
-                ports.append(port.name)
-                if not port.optional:
-                    needed.add(port.name)
-    needed.update(port for port, name in zip(ports, named, strict=False) if name)
-    while ports and ports[-1] not in needed:
-        ports.pop()
-    return [port if port in needed else "" for port in ports]
-
-
-NAMES = "specified_outputs_name"
-
-
-def _implied_outputs(state: NodeState, node_type: type[Node]) -> int:
-    """How many outputs a node's subgraphs or parameters imply."""
-    if node_type.domain:
-        return 0
-    bodies = [_outputs_of(body) for body in bodies_of(state)]
-    match node_type.operator:
-        case "If" | "Scan":
-            return max(bodies, default=0)
-        case "Loop":
-            return max(bodies, default=1) - 1
-        case "Split":
-            count = state.parameters.get("num_outputs", 0)
-            return count if isinstance(count, int) else 0
-    return 0
-
-
-def _outputs_of(graph: Graph) -> int:
-    return sum(state.type == "Output" for state in graph.nodes.values())
-
-
-def _function_of(graph: Graph, state: NodeState) -> Graph | None:
-    functions = graph.section("functions")
-    if not functions:
-        return None
-    domain, name = operator_of(state)
-    overload = str(state.extra.get("overload") or "")
-    body = functions.get(f"{domain}::{name}::{overload}" if overload else f"{domain}::{name}")
-    return body if isinstance(body, Graph) else None
-
-
-def _base(port: str) -> str:
-    base, _, index = port.rpartition(".")
-    return base if index.isdigit() else ""
-
-
-def _index(port: str) -> int:
-    return int(port.rpartition(".")[2])
-
-
-def value_names(graph: Graph, ports: Mapping[str, list[str]], outer: Mapping[str, Any]) -> dict[PortRef, str]:
-    """The name in ONNX of every value that a graph makes, by its port.
-
-    `ports` are the output ports of its operators by position; `outer` holds the names of the graphs around it, which
-    names that nobody specified keep clear of. GraphError if two values have one name.
-    """
-    names: dict[PortRef, str] = {}
-    makers: dict[str, PortRef] = {}
-    unspecified: list[tuple[PortRef, str]] = []
-
-    def give(port: PortRef, name: str) -> None:
-        other = makers.setdefault(name, port)
-        if other != port:
-            own = "name" if graph.nodes[port.node].type in ("Input", "Initializer") else NAMES
-            message = f"The name {name!r} is taken by {other}: the values of a graph have names of their own."
-            raise GraphError.at(port.node, own, message, "Choose another.", "duplicate-name")
-        names[port] = name
-
-    for id, state in graph.nodes.items():
-        if state.type in ("Input", "Initializer"):
-            own = str(state.parameters.get("name") or "")
-            if own:
-                give(PortRef(id, "value"), own)
-            else:
-                unspecified.append((PortRef(id, "value"), id))
-        elif id in ports:
-            specified = state.parameters.get(NAMES) or ()
-            for index, port in enumerate(ports[id]):
-                if not port:
-                    continue
-                name = str(specified[index] or "") if index < len(specified) else ""
-                if name:
-                    give(PortRef(id, port), name)
-                else:
-                    given_out = _given_out_as(graph, PortRef(id, port))
-                    unspecified.append((PortRef(id, port), given_out or f"{id}.{port}"))
-    for value, wanted in unspecified:
-        name = wanted
-        if outer:
-            number = 1
-            while name in outer or name in makers:
-                number += 1
-                name = f"{wanted}_{number}"
-        give(value, name)
-    return names
-
-
-def _given_out_as(graph: Graph, port: PortRef) -> str:
-    """The name of the graph's output that a value feeds, if it feeds exactly one."""
-    outputs = [target.node for target in graph.targets(port) if graph.nodes[target.node].type == "Output"]
-    if len(outputs) != 1:
-        return ""
-    return str(graph.nodes[outputs[0]].parameters.get("name") or outputs[0])
-
-
-def dense_tensor(proto: onnx.SparseTensorProto) -> Tensor:
-    """A sparse tensor with its zeros written out. ValueError says what is wrong with it."""
-    from onnx.numpy_helper import to_array
-
-    shape = tuple(proto.dims)
-    size = math.prod(shape)
-    if any(dimension < 0 for dimension in shape) or size > MAXIMUM_SPARSE_ELEMENTS:
-        raise ValueError(f"a sparse tensor of shape {list(shape)} is too large to be written out")
-    values, indices = to_array(proto.values).reshape(-1), to_array(proto.indices)
-    if indices.ndim == 2:
-        if indices.shape != (values.size, len(shape)):
-            raise ValueError(f"a sparse tensor of {values.size} values has indices of shape {list(indices.shape)}")
-        if (indices < 0).any() or (indices >= np.array(shape)).any():
-            raise ValueError("a sparse tensor's index lies outside its shape")
-        indices = np.ravel_multi_index(tuple(indices.T), shape)
-    if indices.shape != values.shape or (indices < 0).any() or (indices >= size).any():
-        raise ValueError("a sparse tensor's indices do not fit its values and shape")
-    dense = np.zeros(size, values.dtype)
-    dense[indices] = values
-    return Tensor.from_array(dense.reshape(shape))

@@ -138,11 +138,13 @@ def _varint(number: int) -> bytes:
 
 def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[[str], ValueType] | None) -> None:
     infos = {info.name: info for info in message.value_info}
-    for values, listed in ((graph.inputs, message.input), (graph.outputs, message.output)):
-        for value, info in zip(values, listed, strict=True):
-            exact = value.meta.get("qmoe.type")
-            if isinstance(exact, onnx.TypeProto):
-                info.type.CopyFrom(exact)
+    for value, info in zip(graph.inputs, message.input, strict=True):
+        _restore_type(value, info)
+    for value, info in zip(graph.outputs, message.output, strict=True):
+        apart = value.meta.get("qmoe.output")
+        if apart is not None:
+            info.CopyFrom(ir.serde.serialize_value(apart))
+        _restore_type(value if apart is None else apart, info)
     for value, info in zip(graph.inputs, message.input, strict=True):
         if value.is_initializer() and "qmoe.value_info" in value.meta:
             info.type.CopyFrom(_declared(value.meta["qmoe.value_info"]))
@@ -178,6 +180,12 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
     for data in graph.meta.get("qmoe.unused_value_info") or ():
         message.value_info.append(onnx.ValueInfoProto.FromString(data))
     _restore_nodes(graph, message.node)
+
+
+def _restore_type(value: ir.Value, info: onnx.ValueInfoProto) -> None:
+    exact = value.meta.get("qmoe.type")
+    if isinstance(exact, onnx.TypeProto):
+        info.type.CopyFrom(exact)
 
 
 def _restore_nodes(graph: ir.Graph, messages: Any) -> None:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-from onnx.numpy_helper import to_array
 
 from runtime import catalog
 from runtime.attributes import from_proto
@@ -27,22 +25,21 @@ from runtime.compile import (
     OUTPUT_PREFIX,
     PREFIX,
     PRODUCER,
-    dense_tensor,
-    id_from_name,
     own_ir_version,
 )
-from runtime.errors import FileError, GraphError
+from runtime.errors import GraphError
 from runtime.graph import ID_PATTERN, Graph, NodeState, PortRef
+from runtime.ir_tensors import dense_tensor
 from runtime.node import In, Node, Out
+from runtime.onnx_messages import Source, bad_texts
+from runtime.onnx_names import id_from_name
 from runtime.onnx_types import from_type_proto, to_type_proto
 from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType, ValueType, kind_of, parse_type
+from runtime.types import TensorType, ValueType, kind_of, parse_type
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-TERMINALS = frozenset({"Input", "Output", "Initializer", "Capture"})
 
 
 def import_model(model: onnx.ModelProto | ir.Model, path: str | Path | None = None) -> Graph:
@@ -54,7 +51,14 @@ def import_model(model: onnx.ModelProto | ir.Model, path: str | Path | None = No
         from onnx_ir import serde
 
         model = serde.serialize_model(model)
-    return _Reader(Path(path) if path is not None else None).model(model)
+    reader = _Reader(Path(path) if path is not None else None)
+    try:
+        bad = next(bad_texts(model), None)
+    except UnicodeDecodeError as error:
+        bad = repr(error.object)
+    if bad is not None:
+        reader.fail(f"a name or a text in it is no Unicode: {bad:.80}.")
+    return reader.model(model)
 
 
 @dataclass(slots=True)
@@ -65,15 +69,12 @@ class _Scope:
     captured: set[str] = field(default_factory=set)
 
 
-class _Reader:
+class _Reader(Source):
     """What reading one model shares: the file, and the operator sets of the part that is being read."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path = path
+        super().__init__(path)
         self.opsets: dict[str, int] = {}
-
-    def fail(self, message: str) -> NoReturn:
-        raise FileError(self.path if self.path is not None else "ONNX model", message)
 
     # -- the model ------------------------------------------------------------------------------------------------
 
@@ -161,60 +162,6 @@ class _Reader:
             )
         except GraphError as error:
             self.fail(f"the graph cannot be read: {error}")
-
-    # -- tensors --------------------------------------------------------------------------------------------------
-
-    def tensor(self, proto: onnx.TensorProto) -> Tensor:
-        """A tensor: mapped from the file that holds its data, or sharing the message's bytes."""
-        what = f"the tensor {proto.name!r}"
-        try:
-            element = ElementType(proto.data_type)
-        except ValueError:
-            self.fail(f"{what} has an element type that is unknown here (number {proto.data_type}).")
-        shape = tuple(proto.dims)
-        if any(size < 0 for size in shape):
-            self.fail(f"{what} has a negative dimension: {list(shape)}.")
-        if proto.HasField("segment"):
-            self.fail(f"{what} is stored in segments, which no version of ONNX defines.")
-        if proto.data_location == onnx.TensorProto.EXTERNAL:
-            return self.external(proto, element, shape, what)
-        try:
-            if element is ElementType.STRING:
-                strings = np.array([*proto.string_data, b""], dtype=object)[:-1]
-                return Tensor.from_array(strings.reshape(shape))
-            if proto.HasField("raw_data"):
-                return Tensor(element, shape, np.frombuffer(proto.raw_data, np.uint8))
-            return Tensor.from_array(to_array(proto).reshape(shape))
-        except (ValueError, TypeError, OverflowError) as error:
-            self.fail(f"{what} does not hold what its type and shape say: {error}.")
-
-    def external(self, proto: onnx.TensorProto, element: ElementType, shape: tuple[int, ...], what: str) -> Tensor:
-        """A tensor whose bytes lie in a file beside the model's."""
-        entries = {entry.key: entry.value for entry in proto.external_data}
-        location = entries.get("location", "")
-        if self.path is None:
-            self.fail(f"{what} lies in the file {location!r}; load the model from its file to find it.")
-        if element is ElementType.STRING:
-            self.fail(f"{what} holds strings, which cannot lie in another file.")
-        if not location or "\0" in location:
-            self.fail(f"{what} lies in another file, but the file is not named.")
-        pure, windows = PurePosixPath(location), PureWindowsPath(location)
-        if pure.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-            self.fail(f"{what} lies in {location!r}; only files in the model's own folder are read.")
-        folder = self.path.absolute().parent
-        file = folder / location
-        if not file.resolve().is_relative_to(folder.resolve()):
-            self.fail(f"{what} lies in {location!r}, a link that leaves the model's own folder; it is not followed.")
-        if not file.is_file():
-            self.fail(f"{what} lies in {location!r}, and there is no such file beside the model.")
-        try:
-            offset, length = int(entries.get("offset") or 0), int(entries.get("length") or -1)
-        except ValueError:
-            self.fail(f"{what} has an offset or a length that is no number.")
-        tensor = Tensor.from_file(file, offset, element, shape)
-        if length not in (-1, tensor.nbytes):
-            self.fail(f"{what} needs {tensor.nbytes} bytes; {length} are said to lie in {location!r}.")
-        return tensor
 
 
 class _Body:
@@ -431,6 +378,8 @@ class _Body:
 
     def _ports(self, node: onnx.NodeProto, node_type: type[Node] | None, kind: type[In] | type[Out]) -> list[str]:
         """The ports of a node's inputs or outputs, by position."""
+        if node_type is not None and not node_type.is_operator:
+            self.reader.fail(f"the node {node.name!r} has the type {node.op_type}, which is no operator.")
         count = len(node.input if kind is In else node.output)
         if node_type is None:
             base = UNKNOWN_INPUT if kind is In else UNKNOWN_OUTPUT
@@ -450,9 +399,6 @@ class _Body:
         return ports[:count]
 
     def _node(self, id: str, node: onnx.NodeProto, node_type: type[Node] | None) -> NodeState:
-        type_name = _type_name(node)
-        if type_name in TERMINALS:
-            self.reader.fail(f"the node {node.name or node.op_type!r} has the type {type_name}, which is no operator.")
         attributes: dict[str, Any] = {}
         clashing: dict[str, Any] = {}
         docs: dict[str, str] = {}
@@ -495,7 +441,7 @@ class _Body:
         ):
             if kept:
                 extra[key] = kept
-        return NodeState(id, type_name, parameters, layout, extra)
+        return NodeState(id, _type_name(node), parameters, layout, extra)
 
     def _subgraph(self, proto: onnx.GraphProto) -> Graph:
         return self.reader.graph(proto, [*self.around, self.scope], {})

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -54,14 +55,19 @@ class Tensor:
         size = (math.prod(shape) * element.bits + 7) // 8
         path = Path(path)
         try:
-            available = path.stat().st_size
+            status = path.stat()
         except OSError as error:
             raise FileError(path, f"cannot be read: {error.strerror}") from error
-        if offset < 0 or offset + size > available:
-            raise FileError(path, f"holds {available} bytes; a tensor needs bytes {offset} to {offset + size}")
+        if offset < 0 or offset + size > status.st_size:
+            raise FileError(path, f"holds {status.st_size} bytes; a tensor needs bytes {offset} to {offset + size}")
         data: np.ndarray = np.empty(0, np.uint8)
         if size:
-            data = np.memmap(path, np.uint8, "r", offset, (size,))
+            # One mapping serves all tensors of a file: each takes one of the few files that a process may have open.
+            key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            mapping = _mappings.get(key)
+            if mapping is None:
+                mapping = _mappings[key] = np.memmap(path, np.uint8, "r")
+            data = mapping[offset : offset + size]
         return cls(element, shape, data)
 
     @property
@@ -131,6 +137,10 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"Tensor({self.type})"
+
+
+_mappings: WeakValueDictionary[tuple[int, ...], np.memmap] = WeakValueDictionary()
+"""The files that are mapped, by what tells a file and its content from others."""
 
 
 def _plain(item: object) -> str | bytes:

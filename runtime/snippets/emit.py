@@ -18,7 +18,7 @@ LONGEST_KEY = 900
 """A key longer than this needs a question mark before it: YAML ends its search for the colon after 1,024."""
 
 _PLAIN = re.compile(r"[A-Za-z_$/(][\w$./()?+=\-]*( [\w$/(][\w$./()?+=\-]*)*", re.ASCII)
-_OTHER_WORDS = frozenset({"y", "n", "yes", "no", "on", "off"})
+_OTHER_WORDS = frozenset({"yes", "no", "on", "off"})
 _ESCAPED = re.compile(r"[^ !#-\[\]-~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
 _LITERAL = re.compile(r"[\n -~\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]*")
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
@@ -60,10 +60,10 @@ def _entry(head: str, value: Any, indent: int, depth: int) -> Iterator[str]:
             yield " " * (indent + 2) + line if line else ""
         return
     if not isinstance(value, dict | list) or not value:
-        yield f"{head} {_flow(value, depth)}"
+        yield f"{head} {_flow(value, depth + 1)}"
         return
     if not _has_block(value):
-        line = f"{head} {_flow(value, depth)}"
+        line = f"{head} {_flow(value, depth + 1)}"
         if len(line) <= WIDTH:
             yield line
             return

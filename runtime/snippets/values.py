@@ -14,6 +14,7 @@ A key of any other mapping that begins with `$` is written with a second one.
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,18 @@ def _numbers(tensor: Tensor) -> list[list[Any]]:
     """The elements as Python numbers, in the shortest form that may do, then in the surest."""
     array = tensor.array().reshape(-1)
     if tensor.element in COMPLEX:
-        return [[[item.real, item.imag] for item in array.tolist()]]
+        return [[[_number(item.real), _number(item.imag)] for item in array.tolist()]]
     if tensor.element.is_float:
-        exact = array.astype(np.float64).tolist()
+        exact = [_number(item) for item in array.astype(np.float64).tolist()]
         return [[float(str(item)) for item in array], exact]
     if tensor.element is ElementType.BOOL:
         return [array.tolist()]
     return [[int(item) for item in array]]
+
+
+def _number(value: float) -> float:
+    """The number; of the many NaNs, the one that YAML has a word for."""
+    return math.nan if math.isnan(value) else value
 
 
 def encode_bytes(data: bytes) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx_ir as ir
 import onnxruntime
@@ -60,7 +60,7 @@ class Options:
 
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     threads: int = 0
-    precision: str = "exact"
+    precision: Literal["exact", "fast"] = "exact"
     as_is: bool = False
 
 
@@ -224,7 +224,7 @@ class NativePiece:
         return GraphError.at(node, "", f"ONNX Runtime {what}: {message}", code=code)
 
 
-def _lower(model: ir.Model, precision: str) -> list[Finding]:
+def _lower(model: ir.Model, precision: Literal["exact", "fast"]) -> list[Finding]:
     """Rewrites what ONNX Runtime's CPU kernels would refuse or get wrong, and forbids 8-bit activations if exact."""
     from runtime.lowering import lower
 

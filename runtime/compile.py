@@ -20,11 +20,13 @@ from runtime import catalog
 from runtime.attributes import Typed, to_attribute
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, NodeState, PortRef
+from runtime.ir_tensors import GraphTensor as GraphTensor
 from runtime.ir_tensors import dense_tensor, wrap
 from runtime.node import COMMON_PARAMETERS, Node, NodeContext
 from runtime.nodes.terminals import declared_type
 from runtime.onnx_names import (
     bodies_of,
+    free_name,
     has_common,
     id_from_name,
     input_ports,
@@ -35,7 +37,7 @@ from runtime.onnx_names import (
 )
 from runtime.onnx_types import to_type_proto, type_and_shape
 from runtime.tensors import Tensor
-from runtime.types import TensorType
+from runtime.types import TensorType, ValueType
 
 PREFIX = "qmoe."
 """Starts the keys of our own entries in ONNX metadata."""
@@ -70,6 +72,34 @@ class Compiled:
     model: ir.Model
     values: dict[PortRef, str]
     nodes: dict[str, str]
+
+    def mark_nodes(self) -> None:
+        """Writes on every ONNX node, those of subgraphs too, which node of the document it belongs to."""
+        for node in self.model.graph.all_nodes():
+            node.metadata_props[PREFIX + "node"] = self.nodes[str(node.name)]
+
+    def give_types(self, type_of: Callable[[PortRef], ValueType]) -> Callable[[], None]:
+        """Gives the main graph's values the types that are known of ports, where the document says none.
+
+        The returned function takes them back.
+        """
+        given: list[tuple[ir.Value, Any, Any]] = []
+        values = {value.name: value for node in self.model.graph for value in node.outputs}
+        values |= {value.name: value for value in self.model.graph.inputs}
+        for port, name in self.values.items():
+            value = values.get(name)
+            if value is None:
+                continue
+            given.append((value, value.type, value.shape))
+            type_, shape = type_and_shape(type_of(port))
+            value.type = value.type or type_
+            value.shape = value.shape if value.shape is not None else shape
+
+        def take_back() -> None:
+            for value, type_, shape in given:
+                value.type, value.shape = type_, shape
+
+        return take_back
 
 
 def compile_graph(graph: Graph) -> Compiled:
@@ -275,7 +305,9 @@ class _Body:
         name = str(state.parameters.get("name") or id)
         captured = value.name is not None and self._outer.get(value.name) is value
         if value.name != name or captured:
-            if name in self._visible and self._visible[name] is not value:
+            if self._depth:  # nobody knows the outputs of a subgraph by their names
+                name = free_name(name, self._visible)
+            elif name in self._visible:
                 taken = f"The name {name!r} is taken by another value."
                 raise GraphError.at(self._place(id), "name", taken, "Choose another.", "duplicate-name")
             given = ir.Value(name=name, type=value.type, shape=value.shape)

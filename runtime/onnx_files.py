@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.atomic import replacing
 from runtime.check import Checker
-from runtime.compile import Compiled, compile_graph
+from runtime.compile import PREFIX, Compiled, compile_graph
 from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.graph import Graph
 from runtime.onnx_export import parts_of, write_in_one, write_in_two
@@ -57,7 +57,7 @@ def save_onnx(graph: Graph, path: str | Path, target: str = "onnxruntime") -> li
     if wrong:
         raise GraphError(wrong)
     compiled = compile_graph(graph)
-    findings = _fit(compiled, target)
+    findings = _fit(compiled, target, checker)
     ports = {name: port for port, name in compiled.values.items()}
 
     def type_of(name: str) -> ValueType:
@@ -84,23 +84,28 @@ def save_onnx(graph: Graph, path: str | Path, target: str = "onnxruntime") -> li
     return findings
 
 
-def _fit(compiled: Compiled, target: str) -> list[Finding]:
+def _fit(compiled: Compiled, target: str, checker: Checker) -> list[Finding]:
     """Rewrites a compiled model for a target."""
     if target == "schema":
         return []
     from runtime import lowering
 
+    compiled.mark_nodes()
+    take_back = compiled.give_types(checker.type_of)
     if target == "onnxruntime":
-        return list(lowering.lower(compiled.model, precision="exact", feeds=False))
+        findings = lowering.lower(compiled.model, precision="exact", feeds=False)
+        take_back()
+        return findings
     lowering.expand(compiled.model)
+    take_back()
     return [
         Finding(
             f"{node.domain}.{node.op_type} is no standard ONNX operator; the file has it as it is.",
-            compiled.nodes.get(node.name or "", ""),
+            node.metadata_props.get(PREFIX + "node", ""),
             severity=Severity.WARNING,
             code="not-portable",
         )
-        for node in compiled.model.graph
+        for node in compiled.model.graph.all_nodes()
         if node.domain not in ("", "ai.onnx.ml") and node.op_identifier() not in compiled.model.functions
     ]
 

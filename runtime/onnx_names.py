@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from runtime.attributes import Typed
@@ -177,14 +177,17 @@ def value_names(graph: Graph, ports: Mapping[str, list[str]], outer: Mapping[str
                     given_out = _given_out_as(graph, PortRef(id, port))
                     unspecified.append((PortRef(id, port), given_out or f"{id}.{port}"))
     for value, wanted in unspecified:
-        name = wanted
-        if outer:
-            number = 1
-            while name in outer or name in makers:
-                number += 1
-                name = f"{wanted}_{number}"
-        give(value, name)
+        give(value, free_name(wanted, outer, makers) if outer else wanted)
     return names
+
+
+def free_name(wanted: str, *taken: Container[str]) -> str:
+    """The wanted name, with a number at its end if it is taken."""
+    name, number = wanted, 1
+    while any(name in names for names in taken):
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
 
 
 def _given_out_as(graph: Graph, port: PortRef) -> str:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from runtime.backends.control import Control, Placement, Progress
 from runtime.backends.inputs import Acceptor
 from runtime.check import Checker
-from runtime.compile import Compiled, compile_graph
+from runtime.compile import compile_graph
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import Graph, PortRef
 from runtime.guard import Guard, input_names
 from runtime.nodes.terminals import Initializer, Output
 from runtime.types import ElementType, TensorType, ValueType
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 BACKENDS = ("onnxruntime", "numpy")
 PRECISIONS = ("exact", "fast")
@@ -195,7 +192,7 @@ class _Prepared:
         """Makes the engine: at the start, and when nodes have turned out to need a check right before they run."""
         compiled = compile_graph(self.graph)
         self._ports = dict(compiled.values)
-        _mark_nodes(compiled)
+        compiled.mark_nodes()
         backend, providers, threads, precision, as_is = self._settings
         self.engine: _Engine
         if backend == "numpy":
@@ -209,7 +206,7 @@ class _Prepared:
             from runtime.backends.onnxruntime import Engine as NativeEngine
 
             options = Options(check_providers(providers), threads or 0, precision, as_is)
-            _give_types(compiled, self._checker)
+            compiled.give_types(self._checker.type_of)
             self.engine = NativeEngine(compiled.model, options, self.guard.barriers)
 
     def watched(self) -> list[PortRef]:
@@ -291,57 +288,6 @@ def _is_float(value: Any) -> bool:
     if not isinstance(value, np.ndarray) or value.dtype.kind in "OUSTbiu":
         return False
     return value.dtype.kind == "c" or ElementType.of(value.dtype).is_float
-
-
-def _mark_nodes(compiled: Compiled) -> None:
-    """Writes on every ONNX node, also inside subgraphs, which of the document's nodes it belongs to."""
-    from runtime.backends.numpy import subgraphs
-
-    def mark(nodes: Iterable[ir.Node], owner: str) -> None:
-        for node in nodes:
-            own = owner or compiled.nodes.get(node.name or "", node.name or "")
-            node.metadata_props["qmoe.node"] = own
-            for body in subgraphs(node):
-                mark(body, own)
-
-    mark(compiled.model.graph, "")
-
-
-def _give_types(compiled: Compiled, checker: Checker) -> None:
-    """Gives the model's values the types that the check has found, where it has none of its own."""
-    import onnx_ir as ir
-
-    values = {value.name: value for value in _all_values(compiled.model.graph)}
-    for port, name in compiled.values.items():
-        value = values.get(name)
-        if value is None:
-            continue
-        found = checker.type_of(port)
-        if value.type is None and _has_element(found):
-            value.type = _ir_type(found)
-        if value.shape is None and isinstance(found, TensorType) and found.shape is not None:
-            value.shape = ir.Shape(found.shape)
-
-
-def _all_values(graph: ir.Graph) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    for node in graph:
-        yield from node.outputs
-
-
-def _ir_type(type: ValueType) -> Any:
-    import onnx_ir as ir
-
-    from runtime.types import OptionalType, SequenceType
-
-    match type:
-        case TensorType(element) if element is not None:
-            return ir.TensorType(ir.DataType(int(element)))
-        case SequenceType(of):
-            return ir.SequenceType(_ir_type(of))
-        case OptionalType(of):
-            return ir.OptionalType(_ir_type(of))
-    return None
 
 
 def _has_element(type: ValueType) -> bool:

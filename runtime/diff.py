@@ -56,13 +56,13 @@ class Change:
     def __str__(self) -> str:
         match self.kind:
             case ChangeKind.NODE_ADDED:
-                return f"{self.place}: added, a {self.new}."
+                return f"{self.place}: added ({self.new})."
             case ChangeKind.NODE_REMOVED:
-                return f"{self.place}: removed, a {self.old}."
+                return f"{self.place}: removed ({self.old})."
             case ChangeKind.NODE_RENAMED:
                 return f"{self.place}: renamed to {self.new}."
             case ChangeKind.NODE_RETYPED:
-                return f"{self.place}: now a {self.new}, was a {self.old}."
+                return f"{self.place}: type {self.old} -> {self.new}."
             case ChangeKind.WIRE_ADDED:
                 return f"{self.place}: wire from {self.new} added."
             case ChangeKind.WIRE_REMOVED:

@@ -203,6 +203,20 @@ class QMoE(Node):
         return (forward(layer_of(inputs, attributes), inputs),)
 
     @staticmethod
+    def lower(site: Any, exact: bool) -> None:
+        """Rewrites the node for ONNX Runtime's CPU kernels; see `qmoe_node.lowering.lower`."""
+        from qmoe_node.lowering import lower
+
+        lower(site, exact)
+
+    @staticmethod
+    def expand(site: Any) -> None:
+        """Rewrites the node as a call of a function of standard operators; see `qmoe_node.portable.expand`."""
+        from qmoe_node.portable import expand
+
+        expand(site)
+
+    @staticmethod
     def routing(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Where the tokens go: `experts` int64 [tokens, k], best first, and their mixing `weights` float32 [tokens, k].
 

@@ -46,6 +46,13 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     codes = np.asarray(codes, np.uint8)
     if bits == 8:
         return codes.copy()
+    if bits != 3:
+        in_byte = 8 // bits
+        packed = np.zeros((*codes.shape[:-1], packed_length(codes.shape[-1], bits)), np.uint8)
+        for position in range(in_byte):
+            digits = codes[..., position::in_byte]
+            packed[..., : digits.shape[-1]] |= digits << (bits * position)
+        return packed
     digits = codes[..., None] >> np.arange(bits, dtype=np.uint8) & 1
     stream = digits.reshape(*codes.shape[:-1], codes.shape[-1] * bits)
     return np.packbits(stream, axis=-1, bitorder="little")
@@ -70,7 +77,7 @@ def interleave(codes: np.ndarray, bits: int) -> np.ndarray:
     group = 16 // bits
     pieces = codes.reshape(*lead, rows // group, group, columns // 64, 64).swapaxes(-3, -2)
     stream = np.empty_like(pieces)
-    stream[..., _piece_positions(bits)] = pieces
+    stream[..., piece_positions(bits)] = pieces
     return pack(stream.reshape(*lead, rows, columns), bits)
 
 
@@ -79,10 +86,10 @@ def deinterleave(packed: np.ndarray, bits: int, columns: int) -> np.ndarray:
     *lead, rows, _ = packed.shape
     group = 16 // bits
     stream = unpack(packed, bits, columns).reshape(*lead, rows // group, columns // 64, group, 64)
-    return stream[..., _piece_positions(bits)].swapaxes(-3, -2).reshape(*lead, rows, columns)
+    return stream[..., piece_positions(bits)].swapaxes(-3, -2).reshape(*lead, rows, columns)
 
 
-def _piece_positions(bits: int) -> np.ndarray:
+def piece_positions(bits: int) -> np.ndarray:
     """Where column j of a piece of 64 stands in the prepacked layout."""
     j = np.arange(64)
     return (j // 32) * 32 + (j % 8) * 4 + (j % 32) // 8 if bits == 4 else (j % 8) * 8 + j // 8

@@ -1,0 +1,196 @@
+"""QMoE on ONNX Runtime's CPU kernels: the numbers that the operator means, on the fastest kernel that gives them.
+
+The runtime's own QMoE kernel computes the experts wherever it can. Its routing is not the operator's, so standard
+operators route, and the kernel is given mixing weights that leave it no choice. Weights are laid out anew, once, for
+the kernel that is fast and exact: 4-bit blocks. What no kernel computes becomes a loop over the chosen experts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qmoe_node.checks import INPUTS
+from qmoe_node.layer import Layer
+from qmoe_node.portable import check_opset, layer_at, operands_of, write_layer
+from qmoe_node.relayout import Form, KernelLayer, kernel_form, relayout
+from qmoe_node.standard import as_float, cast_back, choose, row_sum
+from runtime.errors import Finding, Severity
+from runtime.types import ElementType, TensorType
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from runtime.lowering import Site
+
+NOT_NEGATIVE = ("Softmax", "Sigmoid", "Relu", "Abs", "Exp", "Softplus", "HardSigmoid")
+"""Operators whose results are never negative."""
+
+
+def lower(site: Site, exact: bool) -> None:
+    """Rewrites one QMoE node. GraphError if the shapes of its weights are not known, or do not fit together."""
+    layer = layer_at(site)
+    form = kernel_form(layer)
+    experts: KernelLayer | None = None
+    if form is not None:
+        arrays = constants(site, layer)
+        if arrays is not None:
+            experts = relayout(layer, form, arrays, exact)
+    x = site.inputs["input"]
+    element = _element(site, "input")
+    tokens = as_float(site, x, element)
+    flat = _rank(site, "input") != 2
+    if flat:
+        tokens = site.op("Reshape", [tokens, site.literal([-1, layer.hidden], np.int64)])
+    if experts is not None:
+        mixed = _with_kernel(site, layer, tokens, _node_inputs(site, layer, experts), experts.attributes)
+        if not experts.exact:
+            site.findings.append(
+                Finding(
+                    "Runs on a kernel that rounds activations to 8 bits; expect errors of about one percent.",
+                    site.id,
+                    severity=Severity.NOTE,
+                    remedy='Choose precision "exact" for float32 activations.',
+                    code="fast-kernel",
+                )
+            )
+    elif form is not None and _runs_as_stored(layer, form):
+        attributes = form.attributes | {"expert_weight_bits": layer.fc1.bits}
+        if layer.settings.block_size and _rank(site, "fc1_scales") == 3:
+            attributes["block_size"] = layer.settings.block_size
+        mixed = _with_kernel(site, layer, tokens, _stored_inputs(site, layer), attributes)
+    else:
+        check_opset(site)
+        mixed = write_layer(site, layer, tokens, operands_of(site))
+    if flat:
+        mixed = site.op("Reshape", [mixed, site.op("Shape", [x])])
+    result = cast_back(site, mixed, x, element)
+    site.replace(site.op("Identity", [result]) if result is x else result)
+
+
+def constants(site: Site, layer: Layer) -> dict[str, np.ndarray] | None:
+    """The layer's tensors by port; None if one of them is not constant."""
+    arrays: dict[str, np.ndarray] = {}
+    for port in site.inputs:
+        if port.startswith("fc") and "act" not in port:
+            tensor = site.constant(port)
+            if tensor is None:
+                return None
+            arrays[port] = tensor.array()
+    return arrays
+
+
+def _with_kernel(
+    site: Site, layer: Layer, tokens: ir.Value, experts: dict[str, ir.Value], attributes: dict[str, Any]
+) -> ir.Value:
+    """The experts on ONNX Runtime's QMoE, float32 [T, hidden].
+
+    The kernel leaves out experts whose weight is at most 1e-8, and rows of NaN: so it is given weights whose sizes
+    add up to about one, and a factor for each row is applied after it. It takes the k experts of the largest weights.
+    """
+    settings = layer.settings
+    logits = as_float(site, site.inputs["router_probs"], _element(site, "router_probs"))
+    given = site.inputs.get("router_weights")
+    router_weights = None if given is None else as_float(site, given, _element(site, "router_weights"))
+    choice = choose(site, settings, logits, router_weights)
+    weights = choice.weights
+    normalized = settings.normalize_routing_weights and not settings.use_sparse_mixer
+    signed = given is not None and not _never_negative(site, given)
+    zero = site.literal(0, np.float32)
+    if given is not None:
+        size = row_sum(site, site.op("Abs", [weights]) if signed else weights)
+        largest = site.literal(np.finfo(np.float32).max, np.float32)
+        size = site.op("Where", [site.op("Greater", [size, largest]), largest, size])
+        kernel_weights = site.op("Div", [weights, size])
+        factor = size
+        if normalized:
+            total = row_sum(site, weights) if signed else size
+            factor = site.op("Where", [site.op("Equal", [total, zero]), zero, site.op("Div", [size, total])])
+        assert choice.unordered is not None
+        factor = site.op("Where", [choice.unordered, site.literal(np.nan, np.float32), factor])
+    else:
+        # Softmax: the chosen weights add up to between k/E and 1. The sum is NaN where the row is.
+        factor = row_sum(site, weights)
+        kernel_weights = weights if normalized else site.op("Div", [weights, factor])
+        if normalized:
+            factor = site.op("Reciprocal", [factor])
+    empty = site.op("ConstantOfShape", [site.op("Shape", [logits])])
+    kernel_weights = site.op("ScatterElements", [empty, choice.indices, kernel_weights], axis=1)
+    if signed:
+        # Every token twice: once with its positive weights, once with its negative ones, whose result is subtracted.
+        both = [kernel_weights, site.op("Neg", [kernel_weights])]
+        kernel_weights = site.op("Max", [site.op("Concat", both, axis=0), zero])
+        tokens = site.op("Concat", [tokens, tokens], axis=0)
+    ports: dict[str, ir.Value] = {
+        "input": tokens,
+        "router_probs": kernel_weights,
+        "router_weights": kernel_weights,
+        **experts,
+    }
+    inputs = [ports.get(name) for name in INPUTS]
+    while inputs[-1] is None:
+        inputs.pop()
+    name = site.node.name or ""
+    mixed = site.op("QMoE", inputs, domain="com.microsoft", name=name, k=settings.k, **attributes)
+    if signed:
+        halves = site.op("Reshape", [mixed, site.literal([2, -1, layer.hidden], np.int64)])
+        plus, minus = (site.op("Gather", [halves, site.literal(at, np.int64)], axis=0) for at in (0, 1))
+        mixed = site.op("Sub", [plus, minus])
+    return site.op("Mul", [mixed, factor])
+
+
+def _node_inputs(site: Site, layer: Layer, experts: KernelLayer) -> dict[str, ir.Value]:
+    """The kernel's weights as values of the model: the node's own where they are as they were."""
+    values: dict[str, ir.Value] = {}
+    for port, tensor in experts.tensors.items():
+        if tensor is None:
+            values[port] = site.inputs[port]
+        elif port in experts.variable:
+            values[port] = site.feed(port, tensor)
+        else:
+            values[port] = site.initializer(port, tensor)
+    return values
+
+
+def _runs_as_stored(layer: Layer, form: Form) -> bool:
+    """Whether the kernel reads the tensors as they are, exactly, also where they are no constants."""
+    bits = layer.fc1.bits
+    if form.pair is not None or layer.fc1.layout != "rows" or layer.fc2.bits != bits:
+        return False
+    # ONNX Runtime has a kernel for 2-bit blocks that rounds activations.
+    return bits in (4, 8) or (bits == 2 and layer.fc1.blocks == layer.fc2.blocks == 1 and not layer.settings.block_size)
+
+
+def _stored_inputs(site: Site, layer: Layer) -> dict[str, ir.Value]:
+    values: dict[str, ir.Value] = {}
+    for projection in (layer.fc1, layer.fc2):
+        for what in ("experts_weights", "zero_points"):
+            if projection.port(what) in site.inputs:
+                values[projection.port(what)] = site.inputs[projection.port(what)]
+        for what in ("scales", "experts_bias"):
+            port = projection.port(what)
+            if port in site.inputs:
+                values[port] = as_float(site, site.inputs[port], _element(site, port))
+                if what == "scales" and _rank(site, port) == 3 and not layer.settings.block_size:
+                    values[port] = site.op("Squeeze", [values[port], site.literal([2], np.int64)])
+    return values
+
+
+def _never_negative(site: Site, value: ir.Value) -> bool:
+    """Whether router weights are certainly not negative."""
+    tensor = site.constant("router_weights")
+    if tensor is not None:
+        return bool(np.all(tensor.array().astype(np.float32) >= 0))
+    producer = value.producer()
+    return producer is not None and producer.domain == "" and producer.op_type in NOT_NEGATIVE
+
+
+def _element(site: Site, port: str) -> ElementType | None:
+    value = site.types.get(port)
+    return value.element if isinstance(value, TensorType) else None
+
+
+def _rank(site: Site, port: str) -> int | None:
+    value = site.types.get(port)
+    return len(value.shape) if isinstance(value, TensorType) and value.shape is not None else None

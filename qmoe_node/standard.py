@@ -1,0 +1,163 @@
+"""Routing and activations as standard ONNX operators, in float32; formulas as in `routing` and `activations`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qmoe_node.activations import GELU_CUBIC, SQRT_2_OVER_PI
+from qmoe_node.layer import GATED, Settings
+from qmoe_node.routing import JITTER
+from runtime.types import ElementType
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from runtime.lowering import Tape
+
+FLOAT = int(ElementType.FLOAT)
+
+
+def as_float(tape: Tape, value: ir.Value, element: ElementType | None) -> ir.Value:
+    """The value in float32."""
+    return value if element is ElementType.FLOAT else tape.op("Cast", [value], to=FLOAT)
+
+
+def cast_back(tape: Tape, value: ir.Value, like: ir.Value, element: ElementType | None) -> ir.Value:
+    """The float32 value in the type of `like`, which is `element` if that is known."""
+    if element is ElementType.FLOAT:
+        return value
+    return tape.op("CastLike", [value, like]) if element is None else tape.op("Cast", [value], to=int(element))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen experts, int64 [T, k], and their mixing weights, float32 [T, k], not yet normalised.
+
+    `unordered` is bool [T, 1], true where a logit is NaN; None if the weights of such a row are NaN already.
+    """
+
+    indices: ir.Value
+    weights: ir.Value
+    unordered: ir.Value | None
+
+
+def choose(tape: Tape, settings: Settings, logits: ir.Value, router_weights: ir.Value | None) -> Choice:
+    """The routing of `logits` [T, E], with mixing weights from `router_weights` [T, E] if given; both float32."""
+    count = tape.literal([settings.k], np.int64)
+    largest, indices = tape.ops("TopK", [logits, count], 2, axis=-1, largest=1, sorted=1)
+    if settings.use_sparse_mixer:
+        return Choice(indices, _sparse_mixer(tape, logits, largest, indices), None)
+    if router_weights is None:
+        softmax = tape.op("Softmax", [logits], axis=-1)
+        return Choice(indices, tape.op("GatherElements", [softmax, indices], axis=1), None)
+    marks = tape.op("Cast", [tape.op("IsNaN", [logits])], to=FLOAT)
+    marks = tape.op("ReduceSum", [marks, tape.literal([1], np.int64)], keepdims=1)
+    unordered = tape.op("Greater", [marks, tape.literal(0, np.float32)])
+    return Choice(indices, tape.op("GatherElements", [router_weights, indices], axis=1), unordered)
+
+
+def mixing_weights(tape: Tape, settings: Settings, choice: Choice) -> ir.Value:
+    """The final mixing weights, float32 [T, k]: normalised if the settings say so, NaN in rows without an order."""
+    weights = choice.weights
+    if settings.normalize_routing_weights and not settings.use_sparse_mixer:
+        total = row_sum(tape, weights)
+        zero = tape.literal(0, np.float32)
+        weights = tape.op("Where", [tape.op("Equal", [total, zero]), zero, tape.op("Div", [weights, total])])
+    if choice.unordered is not None:
+        weights = tape.op("Where", [choice.unordered, tape.literal(np.nan, np.float32), weights])
+    return weights
+
+
+def row_sum(tape: Tape, values: ir.Value) -> ir.Value:
+    """The sum over the last of two axes, which stays."""
+    return tape.op("ReduceSum", [values, tape.literal([1], np.int64)], keepdims=1)
+
+
+def _sparse_mixer(tape: Tape, logits: ir.Value, largest: ir.Value, indices: ir.Value) -> ir.Value:
+    """The sparse mixer's two weights, float32 [T, 2]."""
+    zero = tape.literal(0, np.float32)
+    jitter = tape.literal(2 * JITTER, np.float32)
+    rounds = tape.ops("Split", [largest, tape.literal([1, 1], np.int64)], 2, axis=1)
+    first = tape.op("Slice", [indices, *(tape.literal([bound], np.int64) for bound in (0, 1, 1))])
+    sizes = tape.op("Abs", [logits])
+    excluded: ir.Value | None = None
+    weights = []
+    for best in rounds:
+        bound = tape.op("Mul", [jitter, tape.op("Where", [tape.op("Greater", [sizes, best]), sizes, best])])
+        left_out = tape.op("Greater", [tape.op("Sub", [best, logits]), bound])
+        if excluded is not None:
+            left_out = tape.op("Or", [left_out, excluded])
+        near = tape.op("Where", [left_out, zero, tape.op("Exp", [tape.op("Sub", [logits, best])])])
+        weights.append(tape.op("Reciprocal", [row_sum(tape, near)]))
+        if excluded is None:
+            width = tape.op("Slice", [tape.op("Shape", [logits]), *(tape.literal([at], np.int64) for at in (1, 2))])
+            experts = tape.op("Squeeze", [width])
+            every = tape.op("Range", [tape.literal(0, np.int64), experts, tape.literal(1, np.int64)])
+            excluded = tape.op("Equal", [every, first])
+    return tape.op("Concat", weights, axis=1)
+
+
+def activate(tape: Tape, settings: Settings, first: ir.Value, third: ir.Value | None) -> ir.Value:
+    """What fc2 is given, from fc1's output and, where there is one, fc3's: see `activations.activate`."""
+    name = settings.activation_type
+    if name not in GATED:
+        activated = _plain(tape, name, first)
+        return activated if third is None else tape.op("Mul", [activated, third])
+    gate, linear = (first, third) if third is not None else _split(tape, first, settings.swiglu_fusion)
+    if name == "geglu":
+        return tape.op("Mul", [_plain(tape, "gelu", gate), linear])
+    limit = settings.swiglu_limit
+    clamped = not np.isnan(limit) and limit != np.inf
+    if clamped:
+        linear = _at_most(tape, linear, limit)
+        linear = tape.op("Neg", [_at_most(tape, tape.op("Neg", [linear]), limit)])
+        if not settings.swiglu_limit_after_activation:
+            gate = _at_most(tape, gate, limit)
+    scaled = gate
+    if settings.activation_alpha != 1:
+        scaled = tape.op("Mul", [gate, tape.literal(settings.activation_alpha, np.float32)])
+    activated = tape.op("Mul", [gate, tape.op("Sigmoid", [scaled])])
+    if clamped and settings.swiglu_limit_after_activation:
+        activated = _at_most(tape, activated, limit)
+    if settings.activation_beta:
+        linear = tape.op("Add", [linear, tape.literal(settings.activation_beta, np.float32)])
+    return tape.op("Mul", [activated, linear])
+
+
+def _plain(tape: Tape, name: str, x: ir.Value) -> ir.Value:
+    if name == "identity":
+        return x
+    if name == "silu":
+        return tape.op("Mul", [x, tape.op("Sigmoid", [x])])
+    if name == "gelu":
+        cubic = tape.op("Mul", [tape.op("Mul", [x, x]), tape.literal(GELU_CUBIC, np.float32)])
+        inner = tape.op("Add", [x, tape.op("Mul", [x, cubic])])
+        tanh = tape.op("Tanh", [tape.op("Mul", [inner, tape.literal(SQRT_2_OVER_PI, np.float32)])])
+        half = tape.op("Mul", [x, tape.literal(0.5, np.float32)])
+        return tape.op("Mul", [half, tape.op("Add", [tanh, tape.literal(1, np.float32)])])
+    zero = tape.literal(0, np.float32)
+    if name == "relu":
+        return tape.op("Where", [tape.op("Greater", [x, zero]), x, zero])
+    positive = tape.op("Where", [tape.op("Less", [x, zero]), zero, x])
+    return tape.op("Mul", [positive, positive])
+
+
+def _at_most(tape: Tape, x: ir.Value, limit: float) -> ir.Value:
+    """min(x, limit), where NaN stays NaN."""
+    bound = tape.literal(limit, np.float32)
+    return tape.op("Where", [tape.op("Greater", [x, bound]), bound, x])
+
+
+def _split(tape: Tape, fused: ir.Value, swiglu_fusion: int) -> tuple[ir.Value, ir.Value]:
+    """Gate and linear part of fc1's output [t, 2 I]."""
+    if swiglu_fusion == 1:
+        pairs = tape.op("Reshape", [fused, tape.literal([0, -1, 2], np.int64)])
+        axis, index = 2, (0, 1)
+    else:
+        pairs = tape.op("Reshape", [fused, tape.literal([0, 2, -1], np.int64)])
+        axis, index = 1, (0, 1)
+    gate, linear = (tape.op("Gather", [pairs, tape.literal(at, np.int64)], axis=axis) for at in index)
+    return gate, linear

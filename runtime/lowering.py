@@ -1,0 +1,311 @@
+"""Rewriting the nodes of an ONNX model: for ONNX Runtime's CPU kernels, or into standard operators only.
+
+`lower` calls `lower(site, exact)` of every node type that has it, `expand` calls `expand(site)`. Such a hook looks at
+the site (the node's inputs, their types and constant values), writes new nodes on its tape and ends with
+`site.replace(...)`, or leaves the node alone. Every new node is marked with the document's node that it belongs to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime import catalog
+from runtime.backends.control import attribute_values, document_node, operator_name
+from runtime.backends.ortvalues import document_tensor
+from runtime.errors import Finding, GraphError
+from runtime.ir_tensors import GraphTensor
+from runtime.node import Node
+from runtime.tensors import Tensor
+from runtime.types import ElementType, TensorType, ValueType
+
+STANDARD_OPSET = 21
+"""The version of the standard operators that a model gets when it has none of them yet."""
+
+FEEDS = "qmoe.feeds"
+"""Where a model's `meta` holds the tensors that every run must be fed, by value name."""
+
+OWNER = "qmoe.node"
+"""The entry of a node's metadata that names the document's node."""
+
+
+class Tape:
+    """Writes nodes one after the other; every operation returns its output value."""
+
+    def __init__(self, prefix: str, owner: str, opset: int) -> None:
+        self.prefix = prefix
+        self.owner = owner
+        self.opset = opset
+        self.nodes: list[ir.Node] = []
+        self._count = [0]
+
+    def op(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        *,
+        domain: str = "",
+        name: str = "",
+        **attributes: Any,
+    ) -> ir.Value:
+        """Appends a node with one output, which it returns."""
+        return self.ops(operator, inputs, 1, domain=domain, name=name, **attributes)[0]
+
+    def ops(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: int,
+        *,
+        domain: str = "",
+        name: str = "",
+        **attributes: Any,
+    ) -> Sequence[ir.Value]:
+        """Appends a node with several outputs."""
+        node = ir.node(operator, inputs, attributes, domain=domain, num_outputs=outputs)
+        node.name = name or self.unique(operator)
+        node.metadata_props[OWNER] = self.owner
+        for index, value in enumerate(node.outputs):
+            value.name = f"{self.unique(operator)}.{index}"
+        self.nodes.append(node)
+        return node.outputs
+
+    def literal(self, value: Any, dtype: Any) -> ir.Value:
+        """A small constant."""
+        return self.op("Constant", [], value=ir.tensor(np.asarray(value, dtype)))
+
+    def unique(self, what: str) -> str:
+        """A name for a new node or value that belongs to this tape."""
+        self._count[0] += 1
+        return f"{self.prefix}/{what}.{self._count[0]}"
+
+    def inner(self) -> Tape:
+        """A tape for the nodes of a subgraph, which may use this one's values."""
+        tape = Tape(self.prefix, self.owner, self.opset)
+        tape._count = self._count
+        return tape
+
+    def graph(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
+        """What is on the tape, as a subgraph."""
+        return ir.Graph(inputs, outputs, nodes=self.nodes, name=self.unique("body"))
+
+    def formal(self, element: ElementType, shape: Sequence[int | str | None]) -> ir.Value:
+        """A formal input of a subgraph."""
+        return ir.Value(name=self.unique("value"), type=_ir_type(element), shape=ir.Shape(shape))
+
+
+class Site(Tape):
+    """One node that is to be rewritten, and the place where its replacement goes.
+
+    `inputs` are the connected inputs by port, `types` what is known of their types, `attributes` the set ones.
+    """
+
+    def __init__(self, model: ir.Model, node: ir.Node, node_type: type[Node], feeds: bool) -> None:
+        if not node.name:
+            node.name = document_node(node) or node.op_type
+        super().__init__(node.name, document_node(node), model.opset_imports.get("", STANDARD_OPSET))
+        self.node = node
+        self.model = model
+        self.attributes = attribute_values(node)
+        ports = [port.name for port in node_type.inputs]
+        self.inputs = {port: value for port, value in zip(ports, node.inputs, strict=False) if value is not None}
+        self.types: dict[str, ValueType] = {port: _type_of(value) for port, value in self.inputs.items()}
+        self.findings: list[Finding] = []
+        self._feeds = feeds
+
+    @property
+    def id(self) -> str:
+        """The document's node."""
+        return self.owner
+
+    def constant(self, port: str) -> Tensor | None:
+        """The value of an input that never changes; None for any other input, and for an absent one."""
+        value = self.inputs.get(port)
+        if value is None or value.is_graph_input():
+            return None
+        tensor = ir.convenience.get_const_tensor(value)
+        return None if tensor is None else document_tensor(tensor)
+
+    def initializer(self, what: str, tensor: Tensor) -> ir.Value:
+        """A new constant of the model."""
+        name = self.unique(what)
+        content = GraphTensor(tensor, name)
+        graph = self.node.graph
+        if isinstance(graph, ir.Function):  # functions have no initializers
+            return self.op("Constant", [], value=content)
+        value = ir.Value(name=name, type=_ir_type(tensor.element), shape=ir.Shape(tensor.shape), const_value=content)
+        assert graph is not None
+        graph.register_initializer(value)
+        return value
+
+    def feed(self, what: str, tensor: Tensor) -> ir.Value:
+        """A constant that ONNX Runtime must take for a variable, because for a constant it chooses another kernel.
+
+        Runs of a session feed it; in a file it is an input with a default value.
+        """
+        graph = self.model.graph
+        name = self.unique(what)
+        value = ir.Value(name=name, type=_ir_type(tensor.element), shape=ir.Shape(tensor.shape))
+        graph.inputs.append(value)
+        if self._feeds:
+            self.model.meta.setdefault(FEEDS, {})[name] = tensor
+        else:
+            value.const_value = GraphTensor(tensor, name)
+            graph.register_initializer(value)
+        return value
+
+    def replace(self, *results: ir.Value) -> None:
+        """Puts the tape's nodes in the node's place; `results`, made by them, take the places of its outputs."""
+        graph = self.node.graph
+        assert graph is not None
+        graph.insert_before(self.node, self.nodes)
+        for old, new in zip(self.node.outputs, results, strict=False):
+            name, old.name = old.name, None
+            new.name = name
+            new.type, new.shape = old.type or new.type, old.shape or new.shape
+            new.doc_string = old.doc_string
+            new.metadata_props.update(old.metadata_props)
+            new.meta.update(old.meta)
+            old.replace_all_uses_with(new, replace_graph_outputs=True)
+        used = [value for value in self.node.inputs if value is not None]
+        graph.remove(self.node, safe=True)
+        for value in used:
+            _drop_unused(value)
+
+
+def lower(model: ir.Model, *, precision: Literal["exact", "fast"] = "exact", feeds: bool = True) -> list[Finding]:
+    """Rewrites a compiled model in place so that ONNX Runtime's CPU kernels compute what the nodes mean.
+
+    With `precision` "fast", kernels that round activations to 8 bits are allowed; the findings say where one is used.
+    `feeds` says whether who runs the model feeds it `model.meta["qmoe.feeds"]`: tensors by input name. Otherwise the
+    model stands for itself, and such tensors are inputs with defaults. GraphError names a node that cannot run.
+    """
+    findings: list[Finding] = []
+
+    def rewrite(node_type: type[Node], site: Site) -> None:
+        assert node_type.lower is not None
+        node_type.lower(site, precision == "exact")
+        findings.extend(site.findings)
+
+    _rewrite(model, lambda node_type: node_type.lower is not None, rewrite, feeds)
+    return findings
+
+
+def expand(model: ir.Model) -> None:
+    """Replaces nodes that are no standard operators by calls of model-local functions of standard operators.
+
+    Only nodes whose type can do so change. GraphError names a node whose types, or whose model's version of the
+    standard operators, do not allow it.
+    """
+
+    def rewrite(node_type: type[Node], site: Site) -> None:
+        assert node_type.expand is not None
+        node_type.expand(site)
+
+    _rewrite(model, lambda node_type: node_type.expand is not None, rewrite, False)
+
+
+def _rewrite(
+    model: ir.Model, wanted: Callable[[type[Node]], bool], rewrite: Callable[[type[Node], Site], None], feeds: bool
+) -> None:
+    opsets = dict(model.opset_imports)
+    found = [
+        (node, node_type)
+        for node in _all_nodes(model)
+        if (node_type := catalog.find(operator_name(node), opsets)) is not None and wanted(node_type)
+    ]
+    if found:
+        model.opset_imports.setdefault("", STANDARD_OPSET)
+    errors: list[Finding] = []
+    for node, node_type in found:
+        try:
+            rewrite(node_type, Site(model, node, node_type, feeds))
+        except GraphError as error:
+            errors += error.findings
+    if errors:
+        raise GraphError(errors)
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """Main graph, subgraphs and functions; a node of a subgraph belongs to the document's node around it."""
+
+    def nodes(graph: Iterable[ir.Node], owner: str) -> Iterator[ir.Node]:
+        for node in graph:
+            own = owner or document_node(node)
+            node.metadata_props.setdefault(OWNER, own)
+            yield node
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from nodes(attribute.value, own)
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for body in attribute.value:
+                        yield from nodes(body, own)
+
+    yield from nodes(model.graph, "")
+    for function in model.functions.values():
+        yield from nodes(function, "")
+
+
+def add_function(
+    site: Site,
+    domain: str,
+    name: str,
+    inputs: Mapping[str, TensorType],
+    write: Callable[[Tape, Mapping[str, ir.Value]], ir.Value],
+) -> None:
+    """Adds the model-local function that `write` writes, unless the model has one of that name.
+
+    `write` gets a tape and the function's formal inputs by name, and returns its output.
+    """
+    model = site.model
+    if (domain, name, "") in model.functions:
+        return
+    formals = {
+        port: ir.Value(name=port, type=_ir_type(type.element) if type.element else None)
+        for port, type in inputs.items()
+    }
+    tape = Tape(name, "", site.opset)
+    result = write(tape, formals)
+    for node in tape.nodes:
+        _unmark(node)
+    graph = ir.Graph(list(formals.values()), [result], nodes=tape.nodes, opset_imports={"": site.opset}, name=name)
+    model.functions[(domain, name, "")] = ir.Function(domain, name, graph=graph, attributes=())
+    model.opset_imports.setdefault(domain, 1)
+
+
+def _unmark(node: ir.Node) -> None:
+    """A function's nodes belong to whoever calls it."""
+    node.metadata_props.pop(OWNER, None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.value:
+                _unmark(inner)
+
+
+def _drop_unused(value: ir.Value) -> None:
+    """Forgets a constant that nobody reads any more."""
+    if value.uses() or value.is_graph_output() or value.is_graph_input() or not value.is_initializer():
+        return
+    graph = value.graph
+    if graph is not None and value.name is not None:
+        del graph.initializers[value.name]
+
+
+def _ir_type(element: ElementType) -> ir.TensorType:
+    return ir.TensorType(ir.DataType(int(element)))
+
+
+def _type_of(value: ir.Value) -> ValueType:
+    """What the model says about a value's type."""
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is not None:
+        return TensorType(ElementType(tensor.dtype.value), tuple(int(size) for size in tensor.shape.numpy()))
+    if value.dtype is None:
+        return TensorType()
+    shape = None
+    if value.shape is not None:
+        shape = tuple(size if isinstance(size, int) else size.value for size in value.shape)
+    return TensorType(ElementType(value.dtype.value), shape)

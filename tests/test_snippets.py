@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import safetensors.numpy
 import yaml
 from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import runtime
 from runtime.errors import FileError, GraphError
@@ -277,6 +279,18 @@ def test_bad_tensors_are_refused_with_their_place(form: str, message: str) -> No
         loads(f"{HEAD}  a: {{type: T, parameters: {{t: {{{form}}}}}}}\n")
     assert message in str(caught.value)
     assert caught.value.line == 4
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_damaged_text_gives_a_graph_or_a_file_error(data: st.DataObject) -> None:
+    text, tensors = dumps(example())
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(text)))
+        stop = data.draw(st.integers(start, min(len(text), start + 20)))
+        text = text[:start] + data.draw(st.text("\n :{}[]$\"'-?!&*#,|>0a~\t\x00é", max_size=4)) + text[stop:]
+    with suppress(FileError):
+        assert isinstance(loads(text, tensors), Graph)
 
 
 def test_files_that_are_no_text_are_refused(tmp_path: Path) -> None:

@@ -31,11 +31,10 @@ DOMAIN = "qmoe.portable"
 
 LOWEST_OPSET = 13
 """Loops over values of all types that are needed, and sums over axes that are inputs."""
-CAST_OPSETS = {
-    ElementType.FLOAT8E4M3FN: 19,
-    ElementType.FLOAT8E8M0: 24,
-}
-"""Since when the standard operators can read these types."""
+CAST_OPSETS = {ElementType.FLOAT8E4M3FN: 19, ElementType.FLOAT8E8M0: 24}
+"""Since when there is a Cast from these types; it is the only operator that reads them."""
+WIDER = {ElementType.FLOAT8E4M3FN: ElementType.FLOAT16, ElementType.FLOAT8E8M0: ElementType.FLOAT}
+"""The smallest types that hold their values and that all operators read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +143,7 @@ def is_read(layer: Layer, port: str) -> bool:
 def write_layer(tape: Tape, layer: Layer, tokens: ir.Value, operands: Mapping[str, Operand]) -> ir.Value:
     """The layer on `tokens` float32 [T, hidden]: float32 [T, hidden]."""
     settings = layer.settings
+    operands = {port: _readable(tape, operand) for port, operand in operands.items()}
     logits = operands["router_probs"]
     given = operands.get("router_weights")
     choice = choose(
@@ -174,6 +174,14 @@ def write_layer(tape: Tape, layer: Layer, tokens: ir.Value, operands: Mapping[st
 
     count = tape.op("Size", [used])
     return tape.op("Loop", [count, tape.literal(True, np.bool_), start], body=graph)
+
+
+def _readable(tape: Tape, operand: Operand) -> Operand:
+    """The operand in a type that Gather takes."""
+    if operand.element not in WIDER or operand.is_bytes:
+        return operand
+    wider = WIDER[operand.element]
+    return replace(operand, value=tape.op("Cast", [operand.value], to=int(wider)), element=wider)
 
 
 def write_expert(

@@ -38,6 +38,7 @@ def model_of(inputs, attributes, *, variable=TOKEN_INPUTS, opset=21):
     node = ir.node("QMoE", ports, attributes, domain="com.microsoft", num_outputs=1, name="moe")
     output = node.outputs[0]
     output.name, output.type = "output", values["input"].type
+    output.shape = values["input"].shape
     opsets = {"": opset, "com.microsoft": 1}
     graph = ir.Graph(given, [output], nodes=[node], initializers=constants, opset_imports=opsets, name="graph")
     return ir.Model(graph, ir_version=10)
@@ -78,6 +79,3 @@ def difference(got, inputs, attributes):
     assert np.array_equal(got[~finite & ~np.isnan(exact)], exact[~finite & ~np.isnan(exact)])
     allowed = 1e-5 * np.abs(exact[finite]).max(initial=1e-3) + rounding * np.abs(exact[finite]) + 1e-7
     return float((np.abs(got[finite] - exact[finite]) / allowed).max(initial=0))
-
-
-__all__ = ["StudioError", "difference", "model_of", "run_lowered", "run_ort"]

@@ -1,0 +1,205 @@
+"""`qmoe`: graphs from a shell. Every command imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+FINDINGS, USAGE, INTERRUPTED = 1, 2, 130
+"""Exit codes: something is wrong with what was asked for; the question is wrong; Ctrl-C."""
+
+app = typer.Typer(
+    name="qmoe",
+    help="Block diagrams of ONNX operators, with quantized mixtures of experts: run, check, convert, compare.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml snippet or an .onnx model")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+
+
+def main() -> None:
+    """The console script: runs a command and turns errors into sentences and exit codes."""
+    try:
+        with _sentences():
+            app(standalone_mode=True)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Deliberate errors are told without a traceback; everything else is a bug and keeps it."""
+    from runtime.errors import StudioError
+
+    try:
+        yield
+    except StudioError as error:
+        print(f"qmoe: {error}", file=sys.stderr)
+        sys.exit(FINDINGS)
+    except BrokenPipeError:
+        # The reader of our output has gone. Python would complain once more while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"qmoe-studio {version('qmoe-studio')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    pass
+
+
+def _complete_node(incomplete: str) -> list[str]:
+    from runtime import catalog
+
+    return [name for cls in catalog.all_types() if (name := cls.type_name()).lower().startswith(incomplete.lower())]
+
+
+@app.command()
+def run(
+    file: FileArgument,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="inputs.npz, or name=file.npy; may be repeated"),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write outputs and probes to this .npz")] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="dimension=number for generated inputs; may be repeated")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="seed of generated inputs")] = 0,
+    probe: Annotated[list[str] | None, typer.Option(help="node.port whose value is wanted; may be repeated")] = None,
+    backend: Annotated[str, typer.Option(help="onnxruntime or numpy")] = "onnxruntime",
+    precision: Annotated[
+        str, typer.Option(help="exact, or fast: kernels that round activations may be used")
+    ] = "exact",
+    threads: Annotated[int | None, typer.Option(help="threads of one operator")] = None,
+    as_is: Annotated[bool, typer.Option("--as-is", help="give ONNX Runtime the graph unchanged")] = False,
+    check_numerics: Annotated[
+        bool, typer.Option("--check-numerics", help="stop at the first node that makes a NaN or an infinity")
+    ] = False,
+    times: Annotated[bool, typer.Option(help="show the time of every node")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a graph once. Inputs that are not given are generated to shape."""
+    from runtime import commands
+
+    commands.run(
+        file,
+        inputs=inputs or [],
+        output=output,
+        sizes=dict(_pair(text, "--size", int) for text in size or []),
+        seed=seed,
+        probes=probe or [],
+        backend=backend,
+        precision=precision,
+        threads=threads,
+        as_is=as_is,
+        check_numerics=check_numerics,
+        times=times,
+        as_json=as_json,
+    )
+
+
+def _pair(text: str, option: str, kind: Callable[[str], Any]) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, kind(value)
+    except ValueError:
+        raise typer.BadParameter(f"expected name=value, got {text!r}", param_hint=option) from None
+
+
+@app.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".yaml snippets or .onnx models")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say everything that is wrong with graphs. Ends with 1 if something is."""
+    from runtime import commands
+
+    if commands.check(files, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
+def info(file: FileArgument, as_json: JsonOption = False) -> None:
+    """Summarise a graph: nodes, types, shapes, parameters, bytes."""
+    from runtime import commands
+
+    commands.info(file, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="a .yaml snippet or an .onnx model")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="a .yaml snippet or an .onnx model")],
+    target: Annotated[
+        str | None, typer.Option(help="of an .onnx file: onnxruntime (default), schema or portable")
+    ] = None,
+) -> None:
+    """Write a graph in another form, by the ends of the file names."""
+    from runtime import commands
+
+    commands.convert(source, destination, target)
+
+
+@app.command()
+def nodes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="print its page of the manual", autocompletion=_complete_node)
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="list this domain only; ai.onnx is the standard one")] = None,
+    search: Annotated[str | None, typer.Option(help="list types with this in name or description")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the node types, or print the manual page of one."""
+    from runtime import commands
+
+    commands.nodes(name, domain, search, as_json)
+
+
+@app.command()
+def diff(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a .yaml snippet or an .onnx model")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="a .yaml snippet or an .onnx model")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say how two graphs differ in meaning, not in layout. Ends with 1 if they do."""
+    from runtime import commands
+
+    if commands.diff(first, second, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
+def demo() -> None:
+    """Run the mixture-of-experts block that comes along, on both backends, and compare with torch's output."""
+    from runtime import demonstration
+
+    demonstration.show()
+
+
+if __name__ == "__main__":
+    main()

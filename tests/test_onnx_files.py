@@ -711,3 +711,62 @@ def test_what_a_file_said_of_a_value_goes_when_it_is_no_longer_so(tmp_path: Path
     save_onnx(graph, tmp_path / "a.onnx", "schema")
     assert value_info(onnx.load(tmp_path / "a.onnx").graph) == {}
     assert graph.wires[PortRef("neg", "X")] == PortRef("relu", "Y")
+
+
+# -- targets ----------------------------------------------------------------------------------------------------------
+
+
+def moe_graph(case: str) -> tuple[Graph, dict[str, np.ndarray], np.ndarray]:
+    """One QMoE layer of a real model with its inputs, and what torch makes of them."""
+    import json
+
+    data = np.load(DATA / "qmoe" / f"{case}.npz")
+    graph = Graph(case, opsets={"": 21, "com.microsoft": 1})
+    attributes = {key: value for key, value in json.loads(str(data["attrs"])).items() if value is not None}
+    graph.add("com.microsoft.QMoE", "moe", parameters=attributes)
+    feeds = {}
+    for key in data.files:
+        if not key.startswith("in."):
+            continue
+        port, array = key[3:], data[key]
+        if port in ("input", "router_probs", "router_weights"):
+            shape = ["tokens", array.shape[1]]
+            graph.add("Input", port, parameters={"type": "tensor(float)", "shape": shape})
+            feeds[port] = array
+        else:
+            graph.add("Initializer", port, parameters={"tensor": Tensor.from_array(array)})
+        graph.wire(f"{port}.value", f"moe.{port}")
+    graph.add("Output", "y")
+    graph.wire("moe.output", "y.value")
+    return graph, feeds, data["expected_routed"] / data["output_scale"]
+
+
+@pytest.mark.parametrize("case", ["qwen3_moe_int4_b32", "gpt_oss_int8_col"])
+def test_a_layer_gives_the_same_numbers_for_every_target(tmp_path: Path, case: str) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    graph, feeds, expected = moe_graph(case)
+    path = tmp_path / "a.onnx"
+    results = {}
+    for target in ("schema", "onnxruntime", "portable"):
+        assert save_onnx(graph, path, target) == []
+        results[target] = outputs_of(str(path), feeds)[0]
+    results["reference"] = ReferenceEvaluator(str(path)).run(None, feeds)[0]
+    assert {entry.domain for entry in onnx.load(path).opset_import} == {"", "qmoe.portable"}
+    for result in results.values():
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_whole_model_for_every_target(tmp_path: Path) -> None:
+    graph = load_onnx(GENAI / "model.onnx")
+    reference = np.load(GENAI / "ort_reference.npz")
+    feeds = {key[3:]: reference[key] for key in reference if key.startswith("in.")}
+    for target in ("schema", "onnxruntime", "portable"):
+        findings = save_onnx(graph, tmp_path / "a.onnx", target)
+        written = onnx.load(tmp_path / "a.onnx")
+        for output, result in zip(written.graph.output, outputs_of(str(tmp_path / "a.onnx"), feeds), strict=True):
+            np.testing.assert_allclose(result, reference[f"out.{output.name}"], rtol=1e-4, atol=1e-4)
+        assert not any(entry.key.startswith("qmoe.") for node in written.graph.node for entry in node.metadata_props)
+        told = {finding.message.split()[0] for finding in findings if finding.code == "not-portable"}
+        kept = {f"{node.domain}.{node.op_type}" for node in written.graph.node if node.domain == "com.microsoft"}
+        assert told == (kept if target == "portable" else set())

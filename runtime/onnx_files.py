@@ -98,7 +98,7 @@ def _fit(compiled: Compiled, target: str, checker: Checker) -> list[Finding]:
         return findings
     lowering.expand(compiled.model)
     take_back()
-    graphs = [compiled.model.graph, *compiled.model.functions.values()]
+    graphs = [compiled.model.graph, *(function.graph for function in compiled.model.functions.values())]
     used = {node.domain for graph in graphs for node in graph.all_nodes()} | {""}
     for domain in set(compiled.model.opset_imports) - used:
         del compiled.model.opset_imports[domain]  # a runtime may refuse what it does not know, used or not

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qmoe_node.checks import INPUTS
+from qmoe_node.grouped import write_grouped
 from qmoe_node.layer import Layer
 from qmoe_node.portable import check_opset, layer_at, operands_of, write_layer
 from qmoe_node.relayout import Form, KernelLayer, kernel_form, relayout
@@ -32,11 +33,8 @@ def lower(site: Site, exact: bool) -> None:
     """Rewrites one QMoE node. GraphError if the shapes of its weights are not known, or do not fit together."""
     layer = layer_at(site)
     form = kernel_form(layer)
-    experts: KernelLayer | None = None
-    if form is not None:
-        arrays = constants(site, layer)
-        if arrays is not None:
-            experts = relayout(layer, form, arrays, exact)
+    arrays = constants(site)
+    experts = relayout(layer, form, arrays, exact) if form is not None and arrays is not None else None
     x = site.inputs["input"]
     element = _element(site, "input")
     tokens = as_float(site, x, element)
@@ -46,20 +44,16 @@ def lower(site: Site, exact: bool) -> None:
     if experts is not None:
         mixed = _with_kernel(site, layer, tokens, _node_inputs(site, layer, experts), experts.attributes)
         if not experts.exact:
-            site.findings.append(
-                Finding(
-                    "Runs on a kernel that rounds activations to 8 bits; expect errors of about one percent.",
-                    site.id,
-                    severity=Severity.NOTE,
-                    remedy='Choose precision "exact" for float32 activations.',
-                    code="fast-kernel",
-                )
-            )
+            site.findings.append(_rounded(site))
     elif form is not None and _runs_as_stored(layer, form):
         attributes = form.attributes | {"expert_weight_bits": layer.fc1.bits}
         if layer.settings.block_size and _rank(site, "fc1_scales") == 3:
             attributes["block_size"] = layer.settings.block_size
         mixed = _with_kernel(site, layer, tokens, _stored_inputs(site, layer), attributes)
+    elif arrays is not None and layer.settings.quant_type != "fp8":
+        mixed = write_grouped(site, layer, tokens, arrays, exact)
+        if not exact:
+            site.findings.append(_rounded(site))
     else:
         check_opset(site)
         mixed = write_layer(site, layer, tokens, operands_of(site))
@@ -69,7 +63,17 @@ def lower(site: Site, exact: bool) -> None:
     site.replace(site.op("Identity", [result]) if result is x else result)
 
 
-def constants(site: Site, layer: Layer) -> dict[str, np.ndarray] | None:
+def _rounded(site: Site) -> Finding:
+    return Finding(
+        "Runs on a kernel that rounds activations to 8 bits; expect errors of about one percent.",
+        site.id,
+        severity=Severity.NOTE,
+        remedy='Choose precision "exact" for float32 activations.',
+        code="fast-kernel",
+    )
+
+
+def constants(site: Site) -> dict[str, np.ndarray] | None:
     """The layer's tensors by port; None if one of them is not constant."""
     arrays: dict[str, np.ndarray] = {}
     for port in site.inputs:

@@ -190,7 +190,7 @@ def write_expert(
     """The outputs of the expert with index `expert`, float32 [t, hidden]."""
     first = _project(tape, layer.fc1, expert, tokens, operands)
     third = None if layer.fc3 is None else _project(tape, layer.fc3, expert, tokens, operands)
-    return _project(tape, layer.fc2, expert, activate(tape, layer.settings, first, third), operands)
+    return _project(tape, layer.fc2, expert, activate(tape, layer, first, third), operands)
 
 
 def _project(

@@ -109,18 +109,7 @@ def relayout(layer: Layer, form: Form, arrays: Arrays, exact: bool) -> KernelLay
     explicit = any(projection.port("zero_points") in arrays for projection in layer.projections)
     parts: dict[str, tuple[Part, ...]] = {"fc1": form.pair or (Part(layer.fc1),), "fc2": (Part(layer.fc2),)}
     for fc, pieces in parts.items():
-        weights = f"{fc}_experts_weights"
-        unchanged = len(pieces) == 1 and pieces[0].projection.layout == "rows" and pieces[0].projection.bits == bits
-        result.tensors[weights] = None if unchanged else _codes(layer, pieces, arrays, bits)
-        scales = _alternating([_scales(piece, arrays, block_size) for piece in pieces])
-        result.tensors[f"{fc}_scales"] = _as_it_was(arrays.get(f"{fc}_scales"), scales)
-        if explicit:
-            zeros = _alternating([_zero_points(piece, arrays, bits, block_size) for piece in pieces])
-            packed = pack(zeros if block_size else zeros[..., 0], bits)
-            result.tensors[f"{fc}_zero_points"] = _as_it_was(arrays.get(f"{fc}_zero_points"), packed)
-        if any(piece.projection.port("experts_bias") in arrays for piece in pieces):
-            bias = _alternating([_bias(layer, piece, arrays) for piece in pieces])
-            result.tensors[f"{fc}_experts_bias"] = _as_it_was(arrays.get(f"{fc}_experts_bias"), bias)
+        result.tensors |= _converted(layer, fc, pieces, arrays, bits, block_size, explicit)
         if exact and bits == 8 and block_size:
             # With constant scales the kernel rounds activations.
             result.variable.add(f"{fc}_scales")
@@ -128,6 +117,58 @@ def relayout(layer: Layer, form: Form, arrays: Arrays, exact: bool) -> KernelLay
         if result.tensors[port] is None:
             result.tensors[port] = Tensor.from_array(arrays[port])
     return result
+
+
+def _converted(
+    layer: Layer, fc: str, pieces: tuple[Part, ...], arrays: Arrays, bits: int, block_size: int, explicit: bool
+) -> dict[str, Tensor | None]:
+    """The tensors of one of the kernel's projections by port, with zero points if `explicit`."""
+    tensors: dict[str, Tensor | None] = {}
+    projection = pieces[0].projection
+    unchanged = len(pieces) == 1 and projection.layout == "rows" and projection.bits == bits
+    tensors[f"{fc}_experts_weights"] = None if unchanged else _codes(layer, pieces, arrays, bits)
+    scales = _alternating([_scales(piece, arrays, block_size) for piece in pieces])
+    tensors[f"{fc}_scales"] = _as_it_was(arrays.get(f"{fc}_scales"), scales)
+    if explicit:
+        zeros = _alternating([_zero_points(piece, arrays, bits, block_size) for piece in pieces])
+        packed = pack(zeros if block_size else zeros[..., 0], bits)
+        tensors[f"{fc}_zero_points"] = _as_it_was(arrays.get(f"{fc}_zero_points"), packed)
+    if any(piece.projection.port("experts_bias") in arrays for piece in pieces):
+        bias = _alternating([_bias(layer, piece, arrays) for piece in pieces])
+        tensors[f"{fc}_experts_bias"] = _as_it_was(arrays.get(f"{fc}_experts_bias"), bias)
+    return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """One projection as blocks of 4 or 8 bit codes: `codes` uint8 [E, rows, blocks, bytes], `scales` float32
+    [E, rows, blocks], `zeros` packed along the blocks or None, `bias` float32 [E, rows] or None."""
+
+    bits: int
+    block_size: int
+    codes: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None
+    bias: np.ndarray | None
+
+
+def blocks_of(layer: Layer, projection: Projection, arrays: Arrays) -> Blocks:
+    """One projection of a layer as blocks; a short last block is filled up with zeros, which stand for nothing."""
+    bits = 8 if layer.settings.quant_type != "int" or projection.bits == 8 else 4
+    own = projection.block_size if projection.blocks > 1 else 0
+    sizes = [size for size in BLOCK_SIZES if not (projection.columns % size or own % size)]
+    block_size = sizes[0] if sizes else own or BLOCK_SIZES[-1]
+    name = projection.name
+    tensors = _converted(layer, name, (Part(projection),), arrays, bits, block_size, f"{name}_zero_points" in arrays)
+    found = {port: arrays[port] if tensor is None else tensor.array() for port, tensor in tensors.items()}
+    codes = found[f"{name}_experts_weights"]
+    blocks = -(-projection.columns // block_size)
+    missing = blocks * block_size * bits // 8 - codes.shape[-1]
+    if missing:
+        codes = np.pad(codes, ((0, 0), (0, 0), (0, missing)))
+    codes = codes.reshape(layer.experts, projection.rows, blocks, block_size * bits // 8)
+    zeros, bias = found.get(f"{name}_zero_points"), found.get(f"{name}_experts_bias")
+    return Blocks(bits, block_size, codes, found[f"{name}_scales"], zeros, bias)
 
 
 def _block_size(layer: Layer, by_block: bool) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qmoe_node.activations import GELU_CUBIC, SQRT_2_OVER_PI
-from qmoe_node.layer import GATED, Settings
+from qmoe_node.layer import GATED, Layer, Settings
 from qmoe_node.routing import JITTER
 from runtime.types import ElementType
 
@@ -100,13 +100,14 @@ def _sparse_mixer(tape: Tape, logits: ir.Value, largest: ir.Value, indices: ir.V
     return tape.op("Concat", weights, axis=1)
 
 
-def activate(tape: Tape, settings: Settings, first: ir.Value, third: ir.Value | None) -> ir.Value:
+def activate(tape: Tape, layer: Layer, first: ir.Value, third: ir.Value | None) -> ir.Value:
     """What fc2 is given, from fc1's output and, where there is one, fc3's: see `activations.activate`."""
+    settings = layer.settings
     name = settings.activation_type
     if name not in GATED:
         activated = _plain(tape, name, first)
         return activated if third is None else tape.op("Mul", [activated, third])
-    gate, linear = (first, third) if third is not None else _split(tape, first, settings.swiglu_fusion)
+    gate, linear = (first, third) if third is not None else _split(tape, first, settings.swiglu_fusion, layer.inter)
     if name == "geglu":
         return tape.op("Mul", [_plain(tape, "gelu", gate), linear])
     limit = settings.swiglu_limit
@@ -151,13 +152,11 @@ def _at_most(tape: Tape, x: ir.Value, limit: float) -> ir.Value:
     return tape.op("Where", [tape.op("Greater", [x, bound]), bound, x])
 
 
-def _split(tape: Tape, fused: ir.Value, swiglu_fusion: int) -> tuple[ir.Value, ir.Value]:
+def _split(tape: Tape, fused: ir.Value, swiglu_fusion: int, inter: int) -> tuple[ir.Value, ir.Value]:
     """Gate and linear part of fc1's output [t, 2 I]."""
-    if swiglu_fusion == 1:
-        pairs = tape.op("Reshape", [fused, tape.literal([0, -1, 2], np.int64)])
-        axis, index = 2, (0, 1)
-    else:
-        pairs = tape.op("Reshape", [fused, tape.literal([0, 2, -1], np.int64)])
-        axis, index = 1, (0, 1)
-    gate, linear = (tape.op("Gather", [pairs, tape.literal(at, np.int64)], axis=axis) for at in index)
+    ranges = ((0, 2 * inter, 2), (1, 2 * inter, 2)) if swiglu_fusion == 1 else ((0, inter, 1), (inter, 2 * inter, 1))
+    gate, linear = (
+        tape.op("Slice", [fused, *(tape.literal([item], np.int64) for item in (start, stop, 1, step))])
+        for start, stop, step in ranges
+    )
     return gate, linear

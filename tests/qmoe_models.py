@@ -9,7 +9,6 @@ from qmoe_node.checks import INPUTS
 from qmoe_node.node import QMoE
 from runtime import catalog, lowering
 from runtime.backends.ortvalues import from_ort, ort_value
-from runtime.errors import StudioError
 from runtime.ir_tensors import GraphTensor
 from runtime.tensors import Tensor
 

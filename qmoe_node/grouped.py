@@ -1,0 +1,98 @@
+"""A layer as one matrix product for each expert and projection, for activations that ONNX Runtime's QMoE lacks.
+
+The tokens are sorted by expert and split; an expert that got none multiplies an empty matrix. Activation, biases and
+mixing are done once for all experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qmoe_node.layer import Layer, Projection
+from qmoe_node.relayout import blocks_of
+from qmoe_node.standard import activate, as_float, choose, mixing_weights
+from runtime.tensors import Tensor
+from runtime.types import ElementType, TensorType
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from runtime.lowering import Site
+
+
+def write_grouped(
+    site: Site, layer: Layer, tokens: ir.Value, arrays: Mapping[str, np.ndarray], exact: bool
+) -> ir.Value:
+    """The layer on `tokens` float32 [T, hidden], with the constants `arrays`: float32 [T, hidden]."""
+    k = site.literal(layer.settings.k, np.int64)
+    logits = _router_input(site, "router_probs")
+    router_weights = _router_input(site, "router_weights") if "router_weights" in site.inputs else None
+    choice = choose(site, layer.settings, logits, router_weights)
+    weights = mixing_weights(site, layer.settings, choice)
+    flat = site.op("Reshape", [choice.indices, site.literal([-1], np.int64)])
+    count = site.op("Shape", [flat])
+    chosen, order = site.ops("TopK", [flat, count], 2, axis=0, largest=0, sorted=1)
+    every = site.literal(np.arange(layer.experts)[:, None], np.int64)
+    matches = site.op("Cast", [site.op("Equal", [every, flat])], to=int(ElementType.INT64))
+    counts = site.op("ReduceSum", [matches, site.literal([1], np.int64)], keepdims=0)
+    sorted_tokens = site.op("Gather", [tokens, site.op("Div", [order, k])], axis=0)
+
+    parts = site.ops("Split", [sorted_tokens, counts], layer.experts, axis=0)
+    first = _project(site, layer, layer.fc1, parts, arrays, chosen, exact)
+    third = None if layer.fc3 is None else _project(site, layer, layer.fc3, parts, arrays, chosen, exact)
+    activated = activate(site, layer, first, third)
+    parts = site.ops("Split", [activated, counts], layer.experts, axis=0)
+    outputs = _project(site, layer, layer.fc2, parts, arrays, chosen, exact)
+
+    bounds = [site.literal(0, np.int64), site.op("Squeeze", [count]), site.literal(1, np.int64)]
+    place = site.op("ScatterElements", [order, order, site.op("Range", bounds)], axis=0)
+    outputs = site.op("Gather", [outputs, place], axis=0)
+    shape = site.op("Concat", [site.op("Shape", [weights]), site.literal([layer.hidden], np.int64)], axis=0)
+    outputs = site.op("Reshape", [outputs, shape])
+    shares = site.op("Unsqueeze", [weights, site.literal([1], np.int64)])
+    return site.op("Squeeze", [site.op("MatMul", [shares, outputs]), site.literal([1], np.int64)])
+
+
+def _router_input(site: Site, port: str) -> ir.Value:
+    known = site.types[port]
+    return as_float(site, site.inputs[port], known.element if isinstance(known, TensorType) else None)
+
+
+def _project(
+    site: Site,
+    layer: Layer,
+    projection: Projection,
+    parts: Sequence[ir.Value],
+    arrays: Mapping[str, np.ndarray],
+    chosen: ir.Value,
+    exact: bool,
+) -> ir.Value:
+    """W x + b of every expert's tokens `parts`: float32 [T * k, rows], sorted by expert, as `chosen` says."""
+    blocks = blocks_of(layer, projection, arrays)
+    results = []
+    for expert, part in enumerate(parts):
+        tensors = {"weights": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zeros}
+        own = [
+            None if array is None else site.initializer(f"{projection.name}.{what}", Tensor.from_array(array[expert]))
+            for what, array in tensors.items()
+        ]
+        results.append(
+            site.op(
+                "MatMulNBits",
+                [part, *own] if own[-1] is not None else [part, *own[:-1]],
+                domain="com.microsoft",
+                K=projection.columns,
+                N=projection.rows,
+                bits=blocks.bits,
+                block_size=blocks.block_size,
+                accuracy_level=1 if exact else 4,
+            )
+        )
+    result = site.op("Concat", results, axis=0)
+    if blocks.bias is None:
+        return result
+    bias = site.initializer(f"{projection.name}.bias", Tensor.from_array(blocks.bias))
+    return site.op("Add", [result, site.op("Gather", [bias, chosen], axis=0)])

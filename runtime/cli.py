@@ -90,9 +90,7 @@ def run(
     seed: Annotated[int, typer.Option(help="seed of generated inputs")] = 0,
     probe: Annotated[list[str] | None, typer.Option(help="node.port whose value is wanted; may be repeated")] = None,
     backend: Annotated[str, typer.Option(help="onnxruntime or numpy")] = "onnxruntime",
-    precision: Annotated[
-        str, typer.Option(help="exact, or fast: kernels that round activations may be used")
-    ] = "exact",
+    precision: Annotated[str, typer.Option(help="exact, or fast: kernels may round activations")] = "exact",
     threads: Annotated[int | None, typer.Option(help="threads of one operator")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="give ONNX Runtime the graph unchanged")] = False,
     check_numerics: Annotated[
@@ -102,9 +100,9 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a graph once. Inputs that are not given are generated to shape."""
-    from runtime import commands
+    from runtime import reports
 
-    commands.run(
+    reports.run(
         file,
         inputs=inputs or [],
         output=output,
@@ -137,18 +135,18 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Say everything that is wrong with graphs. Ends with 1 if something is."""
-    from runtime import commands
+    from runtime import reports
 
-    if commands.check(files, as_json):
+    if reports.check(files, as_json):
         raise typer.Exit(FINDINGS)
 
 
 @app.command()
 def info(file: FileArgument, as_json: JsonOption = False) -> None:
     """Summarise a graph: nodes, types, shapes, parameters, bytes."""
-    from runtime import commands
+    from runtime import reports
 
-    commands.info(file, as_json)
+    reports.info(file, as_json)
 
 
 @app.command()
@@ -160,9 +158,9 @@ def convert(
     ] = None,
 ) -> None:
     """Write a graph in another form, by the ends of the file names."""
-    from runtime import commands
+    from runtime import reports
 
-    commands.convert(source, destination, target)
+    reports.convert(source, destination, target)
 
 
 @app.command()
@@ -175,9 +173,9 @@ def nodes(
     as_json: JsonOption = False,
 ) -> None:
     """List the node types, or print the manual page of one."""
-    from runtime import commands
+    from runtime import reports
 
-    commands.nodes(name, domain, search, as_json)
+    reports.nodes(name, domain, search, as_json)
 
 
 @app.command()
@@ -187,15 +185,15 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Say how two graphs differ in meaning, not in layout. Ends with 1 if they do."""
-    from runtime import commands
+    from runtime import reports
 
-    if commands.diff(first, second, as_json):
+    if reports.diff(first, second, as_json):
         raise typer.Exit(FINDINGS)
 
 
 @app.command()
 def demo() -> None:
-    """Run the mixture-of-experts block that comes along, on both backends, and compare with torch's output."""
+    """Run the block that comes along on both backends, beside torch."""
     from runtime import demonstration
 
     demonstration.show()

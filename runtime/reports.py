@@ -1,0 +1,368 @@
+"""What the commands of `qmoe` do: read, ask the runtime, print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from runtime.arrays import read_arrays, write_arrays
+from runtime.errors import FileError, Finding, GraphError, Severity
+from runtime.files import load, save
+from runtime.graph import Graph
+from runtime.tensors import Tensor
+from runtime.types import ElementType, TensorType, ValueType
+
+if TYPE_CHECKING:
+    from runtime.session import Session
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+DEFAULT_SIZE = 8
+"""What a symbolic dimension of a generated input is, unless --size says otherwise."""
+
+
+# -- run ------------------------------------------------------------------------------------------------------------
+
+
+def run(
+    file: Path,
+    *,
+    inputs: Sequence[str],
+    output: Path | None,
+    sizes: Mapping[str, int],
+    seed: int,
+    probes: Sequence[str],
+    backend: Any,
+    precision: Any,
+    threads: int | None,
+    as_is: bool,
+    check_numerics: bool,
+    times: bool,
+    as_json: bool,
+) -> None:
+    """Runs a graph once and prints its outputs and where the time went."""
+    from runtime.session import Session
+
+    if output is not None and output.suffix != ".npz":
+        raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.")
+    graph = load(file)
+    session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
+    given = _given(inputs, session)
+    feeds = given | _generated(session, given, sizes, seed)
+    start = perf_counter()
+    outputs = forward(session, feeds, probes=probes, check_numerics=check_numerics, times=times)
+    seconds = perf_counter() - start
+    if output is not None:
+        values = outputs | session.last_run.probes
+        write_arrays(output, {name: value for name, value in values.items() if isinstance(value, np.ndarray)})
+    generated = [name for name in feeds if name not in given]
+    if as_json:
+        report = {
+            "file": str(file),
+            "backend": backend,
+            "seconds": seconds,
+            "inputs": {name: _description(value) | {"generated": name in generated} for name, value in feeds.items()},
+            "outputs": {name: _description(value) for name, value in outputs.items()},
+            "probes": {name: _description(value) for name, value in session.last_run.probes.items()},
+            "times": session.last_run.times,
+            "findings": [_as_dict(finding) for finding in session.findings],
+        }
+        print(json.dumps(report, indent=2))
+        return
+    table = Table("value", "type", "smallest", "mean", "largest", "not finite", box=None)
+    for kind, values in (("in", feeds), ("out", outputs), ("probe", session.last_run.probes)):
+        for name, value in values.items():
+            facts = _description(value)
+            note = " (generated)" if kind == "in" and name in generated else ""
+            table.add_row(
+                f"{kind} {name}{note}",
+                facts["type"],
+                *(f"{facts[key]:.6g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
+                str(facts.get("not_finite") or ""),
+            )
+    console.print(table)
+    if times:
+        console.print(times_table({backend: session.last_run.times}))
+    _print_findings(session.findings)
+    if output is not None:
+        console.print(f"Written to {output}.")
+
+
+def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """One run with a progress bar where the output of errors is a terminal."""
+    if not errors.is_terminal:
+        return session.forward(feeds, **options)
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("running")
+
+        def show(done: int, total: int, node: str) -> None:
+            progress.update(task, completed=done, total=total, description=node or "running")
+
+        return session.forward(feeds, progress=show, **options)
+
+
+def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:
+    """Time of every node in milliseconds, a column for each backend."""
+    table = Table("node", box=None)
+    for backend in times:
+        table.add_column(f"{backend}, ms", justify="right")
+    nodes = dict.fromkeys(node for measured in times.values() for node in measured)
+    for node in nodes:
+        cells = (f"{measured[node] * 1e3:.3f}" if node in measured else "" for measured in times.values())
+        table.add_row(node or "(other)", *cells)
+    if len(nodes) > 1:
+        table.add_row("sum", *(f"{sum(measured.values()) * 1e3:.3f}" for measured in times.values()))
+    return table
+
+
+def _given(inputs: Sequence[str], session: Session) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for text in inputs:
+        name, equals, file = text.partition("=")
+        path = Path(file if equals else text)
+        arrays = read_arrays(path)
+        if "" in arrays:
+            if not equals and len(session.inputs) != 1:
+                raise FileError(path, f"is one array; say for which input: NAME={path}.")
+            values[name if equals else next(iter(session.inputs))] = arrays[""]
+        elif equals:
+            raise FileError(path, f"holds several arrays; give it without {name}=.")
+        else:
+            values |= {key: array for key, array in arrays.items() if key in session.inputs}
+    return {name: _retyped(value, session.inputs.get(name)) for name, value in values.items()}
+
+
+def _retyped(value: np.ndarray, wanted: ValueType | None) -> np.ndarray:
+    """Bytes as NumPy's files hold bfloat16 and the like, read as what the input wants."""
+    if isinstance(wanted, TensorType) and wanted.element is not None and value.dtype.kind == "V":
+        return value.view(wanted.element.dtype)
+    return value
+
+
+def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
+    """Random values for the inputs that are not given: the same for the same seed."""
+    symbols = {size for type_ in session.inputs.values() if isinstance(type_, TensorType) for size in type_.shape or ()}
+    unknown = [name for name in sizes if name not in symbols]
+    if unknown:
+        known = ", ".join(sorted(str(size) for size in symbols if isinstance(size, str))) or "none"
+        raise GraphError(
+            Finding(f"--size {unknown[0]}: no input has such a dimension; there are: {known}.", code="size")
+        )
+    chosen = dict(sizes)
+    for name, value in given.items():
+        type_ = session.inputs.get(name)
+        if isinstance(type_, TensorType) and type_.shape and hasattr(value, "shape"):
+            pairs = zip(type_.shape, value.shape, strict=False)
+            chosen = {str(size): number for size, number in pairs if isinstance(size, str)} | chosen
+    generator = np.random.default_rng(seed)
+    values: dict[str, Any] = {}
+    for name, type_ in session.inputs.items():
+        if name in given or name in session.optional:
+            continue
+        if not isinstance(type_, TensorType) or type_.element is None or type_.shape is None:
+            raise GraphError.at(name, "", f"an input of type {type_} cannot be made up.", "Give it: --input.", "input")
+        shape = tuple(size if isinstance(size, int) else chosen.get(str(size), DEFAULT_SIZE) for size in type_.shape)
+        values[name] = _random(generator, type_.element, shape, name)
+    return values
+
+
+def _random(generator: np.random.Generator, element: ElementType, shape: tuple[int, ...], name: str) -> np.ndarray:
+    if element is ElementType.STRING:
+        raise GraphError.at(name, "", "a tensor of strings cannot be made up.", "Give it: --input.", "input")
+    if element is ElementType.BOOL:
+        return generator.integers(0, 2, shape).astype(bool)
+    if element.is_float or element.dtype.kind == "c":
+        return np.asarray(generator.standard_normal(shape, np.float32)).astype(element.dtype)
+    return generator.integers(0, 2, shape).astype(element.dtype)
+
+
+def _description(value: Any) -> dict[str, Any]:
+    """Type, shape and range of a value."""
+    if not isinstance(value, np.ndarray):
+        return {"type": f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else "nothing"}
+    type_ = TensorType(ElementType.of(value.dtype), value.shape)
+    facts: dict[str, Any] = {"type": str(type_), "element": str(type_.element), "shape": list(value.shape)}
+    assert type_.element is not None
+    if value.size and (type_.element.is_float or value.dtype.kind in "iu"):
+        wide = value.astype(np.float64)
+        finite = wide[np.isfinite(wide)]
+        facts["not_finite"] = int(wide.size - finite.size)
+        if finite.size:
+            facts |= {"minimum": float(finite.min()), "mean": float(finite.mean()), "maximum": float(finite.max())}
+    return facts
+
+
+# -- check, info ------------------------------------------------------------------------------------------------------
+
+
+def check(files: Sequence[Path], as_json: bool) -> bool:
+    """Prints the findings of several files; True if there is an error among them."""
+    from runtime.check import check as findings_of
+
+    wrong = False
+    report = []
+    for file in files:
+        try:
+            findings = findings_of(load(file))
+        except FileError as error:
+            findings = [Finding(error.message, code="file")]
+        except GraphError as error:
+            findings = list(error.findings)
+        wrong = wrong or any(finding.severity is Severity.ERROR for finding in findings)
+        report.append({"file": str(file), "findings": [_as_dict(finding) for finding in findings]})
+        if not as_json:
+            console.print(f"{file}: " + ("nothing wrong" if not findings else _counts(findings)), markup=False)
+            _print_findings(findings)
+    if as_json:
+        print(json.dumps(report, indent=2))
+    return wrong
+
+
+def _counts(findings: Sequence[Finding]) -> str:
+    numbers = {severity: sum(finding.severity is severity for finding in findings) for severity in Severity}
+    return ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in numbers.items() if number)
+
+
+def _print_findings(findings: Sequence[Finding]) -> None:
+    for finding in findings:
+        console.print(f"  {finding.severity}: {finding}", markup=False, soft_wrap=True)
+
+
+def _as_dict(finding: Finding) -> dict[str, str]:
+    return {name: str(getattr(finding, name)) for name in ("severity", "node", "port", "message", "remedy", "code")}
+
+
+def info(file: Path, as_json: bool) -> None:
+    """Prints what a graph consists of."""
+    from runtime.node import COMMON_PARAMETERS
+
+    graph = load(file)
+    checker = graph.checker
+    rows: list[dict[str, Any]] = []
+    for id, state in graph.nodes.items():
+        node_type = graph.node_type(id)
+        outputs = {str(port): str(checker.type_of(port)) for port in _output_ports(graph, id)}
+        common = {parameter.name for parameter in COMMON_PARAMETERS}
+        parameters = {
+            name: _brief(value)
+            for name, value in state.parameters.items()
+            if name not in common | {"tensor", "type", "shape", "name"}
+        }
+        tensors = [value for value in state.parameters.values() if isinstance(value, Tensor)]
+        rows.append(
+            {
+                "node": id,
+                "type": state.type,
+                "known": node_type is not None,
+                "outputs": outputs,
+                "parameters": parameters,
+                "bytes": sum(tensor.nbytes for tensor in tensors),
+            }
+        )
+    total = sum(row["bytes"] for row in rows)
+    if as_json:
+        print(json.dumps({"file": str(file), "name": graph.name, "nodes": rows, "bytes": total}, indent=2))
+        return
+    table = Table("node", "type", "gives", "parameters", "bytes", box=None)
+    for row in rows:
+        gives = "\n".join(row["outputs"].values())
+        settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
+        size = f"{row['bytes']:,}" if row["bytes"] else ""
+        table.add_row(row["node"], row["type"], _plain(gives), _plain(settings), size)
+    console.print(f"{graph.name or file.stem}: {len(rows)} nodes, {len(graph.wires)} wires, {total:,} bytes of tensors")
+    console.print(table)
+
+
+def _plain(text: str) -> Any:
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _output_ports(graph: Graph, id: str) -> list[Any]:
+    from runtime.graph import PortRef
+    from runtime.ports import outputs_in_use
+
+    if graph.nodes[id].type == "Output":
+        source = graph.wires.get(PortRef(id, "value"))
+        return [source] if source is not None else []
+    return [PortRef(id, port) for port in outputs_in_use(graph, graph.nodes[id], graph.node_type(id))]
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Graph):
+        return f"graph of {len(value.nodes)} nodes"
+    if isinstance(value, Tensor):
+        return str(value.type)
+    text = str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# -- convert, nodes, diff ---------------------------------------------------------------------------------------------
+
+
+def convert(source: Path, destination: Path, target: str | None) -> None:
+    """Writes a graph in the form that the destination's name says."""
+    graph = load(source)
+    save(graph, destination, target=target)
+    console.print(f"{source} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
+
+
+def nodes(name: str | None, domain: str | None, search: str | None, as_json: bool) -> None:
+    """Prints the list of node types, or the manual page of one."""
+    from runtime import catalog
+    from runtime.manual import page, summary
+
+    if name is not None:
+        node_type = catalog.find(name)
+        if node_type is None:  # the operator's bare name is enough
+            found = [cls for cls in catalog.all_types() if cls.operator.lower() == name.rpartition(".")[2].lower()]
+            node_type = found[0] if found else None
+        if node_type is None:
+            raise GraphError(Finding(f"No node type is called {name}.", remedy="`qmoe nodes` lists them.", code="name"))
+        if as_json:
+            print(json.dumps({"type": node_type.type_name(), "page": page(node_type)}))
+        else:
+            print(page(node_type), end="")
+        return
+    types = catalog.all_types()
+    if domain is not None:
+        types = [cls for cls in types if cls.domain == ("" if domain == "ai.onnx" else domain)]
+    if search is not None:
+        types = [cls for cls in types if search.lower() in f"{cls.type_name()} {cls.doc}".lower()]
+    rows = [(cls.type_name(), cls.cpu_kernel or cls.evaluate is not None, summary(cls)) for cls in types]
+    if as_json:
+        print(json.dumps([{"type": row[0], "cpu": row[1], "summary": row[2]} for row in rows], indent=2))
+        return
+    table = Table("type", "CPU", "what it does", box=None)
+    for type_name, cpu, text in rows:
+        table.add_row(type_name, "" if cpu else "none", _plain(text[:100]))
+    console.print(table)
+    console.print(f"{len(rows)} node types")
+
+
+def diff(first: Path, second: Path, as_json: bool) -> bool:
+    """Prints how two graphs differ; True if they do."""
+    from runtime.diff import diff as changes_between
+
+    changes = changes_between(load(first), load(second))
+    if as_json:
+        rows = [{"kind": str(change.kind), "place": change.place, "sentence": str(change)} for change in changes]
+        print(json.dumps(rows, indent=2))
+    else:
+        for change in changes:
+            console.print(str(change), markup=False, soft_wrap=True)
+        if not changes:
+            console.print("No difference in meaning.")
+    return bool(changes)

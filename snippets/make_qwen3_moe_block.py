@@ -27,7 +27,7 @@ from runtime.snippets.tensor_files import read_tensors
 NAME = "qwen3_moe_block"
 DOC = (
     "One mixture-of-experts block of a small Qwen3-MoE with random weights: 8 experts, 3 for each token, SwiGLU, "
-    "4-bit weights in blocks of 32. The data beside it are tokens, x, and what torch makes of them, torch_y."
+    "4-bit weights in blocks of 32. The data beside it are tokens, x, and what torch makes of them, y."
 )
 QMOE = "com.microsoft.QMoE"
 LARGEST_ERROR = 1e-6  # relative to the largest number of torch's output
@@ -94,7 +94,7 @@ def main(quantized_path: str, checkpoint: str, folder: str = str(Path(__file__).
         if error > LARGEST_ERROR:
             sys.exit(f"{backend} is further than {LARGEST_ERROR} from torch's output: nothing was written.")
     save(graph, Path(folder) / f"{NAME}.yaml")
-    write_data(Path(folder) / f"{NAME}.npz", {"x": tokens, "torch_y": expected})
+    write_data(Path(folder) / f"{NAME}.data.npz", {"x": tokens, "y": expected})
 
 
 if __name__ == "__main__":

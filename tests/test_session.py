@@ -354,7 +354,7 @@ def test_an_overridable_initializer_is_an_input_with_a_default(backend: Any) -> 
     assert session.forward({"x": x, "b": np.array([5], np.float32)})["y"].tolist() == [6, 7]
 
 
-def test_exact_precision_rounds_no_activations() -> None:
+def test_rounding_that_the_graph_itself_asks_for_is_done_and_told() -> None:
     columns, rows, block = 64, 128, 32
     codes = RNG.integers(0, 16, (rows, columns), np.uint8)
     scales = RNG.uniform(0.5, 1, (rows, columns // block)).astype(np.float32)
@@ -367,7 +367,7 @@ def test_exact_precision_rounds_no_activations() -> None:
             "s": constant(scales.reshape(-1)),
             "product": (
                 "com.microsoft.MatMulNBits",
-                {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": 4},
+                {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": 1},
             ),
             "y": ("Output", {}),
         },
@@ -379,9 +379,11 @@ def test_exact_precision_rounds_no_activations() -> None:
     def error(session: Session) -> float:
         return float(np.abs(session.forward({"x": x})["y"] - expected).max() / np.abs(expected).max())
 
-    exact, fast = Session(graph), Session(graph, precision="fast")
-    assert error(exact) < 1e-5 < error(fast)
-    assert any(finding.node == "product" and finding.code == "accuracy-level" for finding in exact.findings)
+    assert error(Session(graph)) < 1e-5
+    graph.set("product", "accuracy_level", 4)
+    rounding = Session(graph)
+    assert error(rounding) > 1e-4
+    assert any(finding.node == "product" and finding.code == "accuracy-level" for finding in rounding.findings)
 
 
 def test_dequantized_weights_stay_exact() -> None:

@@ -225,12 +225,12 @@ class NativePiece:
 
 
 def _lower(model: ir.Model, precision: Literal["exact", "fast"]) -> list[Finding]:
-    """Rewrites what ONNX Runtime's CPU kernels would refuse or get wrong, and forbids 8-bit activations if exact."""
+    """Rewrites what ONNX Runtime's CPU kernels would refuse or get wrong, and tells where a graph asks for rounding."""
     from runtime.lowering import lower
 
     findings = list(lower(model, precision=precision))
     if precision == "exact":
-        findings += [_without_rounding(node) for node in model.graph.all_nodes() if _rounds_activations(node)]
+        findings += [_rounding(node) for node in model.graph.all_nodes() if _rounds_activations(node)]
     return findings
 
 
@@ -239,14 +239,14 @@ def _rounds_activations(node: ir.Node) -> bool:
     return node.op_type == "MatMulNBits" and node.domain == "com.microsoft" and level is not None and level.value == 4
 
 
-def _without_rounding(node: ir.Node) -> Finding:
-    node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+def _rounding(node: ir.Node) -> Finding:
+    """The graph's author chose the rounding; whoever reads the numbers should know."""
     return Finding(
-        "accuracy_level 4 lets the kernel round activations to 8 bits; exact execution computes in float32.",
+        "accuracy_level 4 asks the kernel to round activations to 8 bits, and so it does.",
         document_node(node),
         "accuracy_level",
         Severity.NOTE,
-        'Choose precision "fast" to allow it.',
+        "Set accuracy_level to 1 for products in float32.",
         "accuracy-level",
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qmoe_node.layer import Layer, Projection
-from qmoe_node.relayout import blocks_of
+from qmoe_node.relayout import Blocks, blocks_of, halved
 from qmoe_node.standard import activate, as_float, choose, mixing_weights
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType
@@ -40,12 +40,17 @@ def write_grouped(
     counts = site.op("ReduceSum", [matches, site.literal([1], np.int64)], keepdims=0)
     sorted_tokens = site.op("Gather", [tokens, site.op("Div", [order, k])], axis=0)
 
-    parts = site.ops("Split", [sorted_tokens, counts], layer.experts, axis=0)
-    first = _project(site, layer, layer.fc1, parts, arrays, chosen, exact)
-    third = None if layer.fc3 is None else _project(site, layer, layer.fc3, parts, arrays, chosen, exact)
-    activated = activate(site, layer, first, third)
-    parts = site.ops("Split", [activated, counts], layer.experts, axis=0)
-    outputs = _project(site, layer, layer.fc2, parts, arrays, chosen, exact)
+    def project(projection: Projection, values: ir.Value) -> ir.Value:
+        blocks = blocks_of(layer, projection, arrays)
+        if exact and blocks.bits == 8 and projection.columns % blocks.block_size == 0:
+            blocks = halved(blocks)
+            values = site.op("Concat", [values, values], axis=1)
+        parts = site.ops("Split", [values, counts], layer.experts, axis=0)
+        return _project(site, projection, blocks, parts, chosen, exact)
+
+    first = project(layer.fc1, sorted_tokens)
+    third = None if layer.fc3 is None else project(layer.fc3, sorted_tokens)
+    outputs = project(layer.fc2, activate(site, layer, first, third))
 
     bounds = [site.literal(0, np.int64), site.op("Squeeze", [count]), site.literal(1, np.int64)]
     place = site.op("ScatterElements", [order, order, site.op("Range", bounds)], axis=0)
@@ -62,35 +67,28 @@ def _router_input(site: Site, port: str) -> ir.Value:
 
 
 def _project(
-    site: Site,
-    layer: Layer,
-    projection: Projection,
-    parts: Sequence[ir.Value],
-    arrays: Mapping[str, np.ndarray],
-    chosen: ir.Value,
-    exact: bool,
+    site: Site, projection: Projection, blocks: Blocks, parts: Sequence[ir.Value], chosen: ir.Value, exact: bool
 ) -> ir.Value:
     """W x + b of every expert's tokens `parts`: float32 [T * k, rows], sorted by expert, as `chosen` says."""
-    blocks = blocks_of(layer, projection, arrays)
+    tensors = {"weights": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zeros}
     results = []
     for expert, part in enumerate(parts):
-        tensors = {"weights": blocks.codes, "scales": blocks.scales, "zero_points": blocks.zeros}
         own = [
-            None if array is None else site.initializer(f"{projection.name}.{what}", Tensor.from_array(array[expert]))
+            site.initializer(f"{projection.name}.{what}", Tensor.from_array(array[expert]))
             for what, array in tensors.items()
+            if array is not None
         ]
-        results.append(
-            site.op(
-                "MatMulNBits",
-                [part, *own] if own[-1] is not None else [part, *own[:-1]],
-                domain="com.microsoft",
-                K=projection.columns,
-                N=projection.rows,
-                bits=blocks.bits,
-                block_size=blocks.block_size,
-                accuracy_level=1 if exact else 4,
-            )
+        product = site.op(
+            "MatMulNBits",
+            [part, *own],
+            domain="com.microsoft",
+            K=blocks.columns,
+            N=projection.rows,
+            bits=blocks.bits,
+            block_size=blocks.block_size,
+            accuracy_level=1 if exact else 4,
         )
+        results.append(product)
     result = site.op("Concat", results, axis=0)
     if blocks.bias is None:
         return result

@@ -146,6 +146,7 @@ class Blocks:
 
     bits: int
     block_size: int
+    columns: int
     codes: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None
@@ -168,7 +169,32 @@ def blocks_of(layer: Layer, projection: Projection, arrays: Arrays) -> Blocks:
         codes = np.pad(codes, ((0, 0), (0, 0), (0, missing)))
     codes = codes.reshape(layer.experts, projection.rows, blocks, block_size * bits // 8)
     zeros, bias = found.get(f"{name}_zero_points"), found.get(f"{name}_experts_bias")
-    return Blocks(bits, block_size, codes, found[f"{name}_scales"], zeros, bias)
+    return Blocks(bits, block_size, projection.columns, codes, found[f"{name}_scales"], zeros, bias)
+
+
+def halved(blocks: Blocks) -> Blocks:
+    """8-bit blocks as 4-bit ones of a matrix twice as wide, for tokens that are put beside themselves.
+
+    A code is 16 times its high half plus its low half; so the first columns hold the high halves, with scales that are
+    16 times as large, and the second ones the low halves. The kernel is exact for 4 bits, and fast.
+    """
+    experts, rows, count, size = blocks.codes.shape
+    columns = blocks.codes.reshape(experts, rows, count * size)
+    codes = np.empty((experts, rows, columns.shape[-1]), np.uint8)
+    for own, wanted in zip(columns, codes, strict=True):
+        wanted[:, : columns.shape[-1] // 2] = pack(own >> 4, 4)
+        wanted[:, columns.shape[-1] // 2 :] = pack(own & 15, 4)
+    middle = np.uint8(default_zero_point(8))
+    zeros = np.broadcast_to(middle, blocks.scales.shape) if blocks.zeros is None else blocks.zeros
+    return Blocks(
+        4,
+        blocks.block_size,
+        2 * blocks.columns,
+        codes.reshape(experts, rows, 2 * count, size // 2),
+        np.concatenate((blocks.scales * np.float32(16), blocks.scales), axis=-1),
+        pack(np.concatenate((zeros >> 4, zeros & 15), axis=-1), 4),
+        blocks.bias,
+    )
 
 
 def _block_size(layer: Layer, by_block: bool) -> int:

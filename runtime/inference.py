@@ -35,6 +35,7 @@ from runtime.types import Dimension, Shape, TensorType, ValueType
 logging.getLogger("onnx_shape_inference").setLevel(logging.ERROR)  # it warns of every operator that it does not know
 
 SMALL = 64
+LONGEST_LIST = 4096
 """Tensors of up to this many elements are worth following as values."""
 
 TAKES_UNKNOWN_FOR_ZERO = frozenset({"Attention", "FlexAttention", "Resize", "StringNormalizer"})
@@ -142,7 +143,7 @@ def _first_opinion(
     """What onnx-shape-inference knows."""
     library.registry.collect()
     function = library.registry.get(node.domain, node.op_type, version=opset)
-    if function is None:
+    if function is None or (node.domain == "" and any(map(_is_long_list, inputs))):
         return Known()
     context = library.ShapeInferenceContext({"": opset, node.domain: opset}, policy="refine")
     context.reserve_symbol_names(_names_of(inputs))
@@ -194,6 +195,14 @@ def _second_opinion(
     except Exception as error:  # it is asked for a second opinion only, and raises various errors without one
         logging.getLogger(__name__).debug("no second opinion for %s: %r", node_type.type_name(), error)
         return None
+
+
+def _is_long_list(type_: ValueType | None) -> bool:
+    """Whether the package would make a symbol for each of very many integers, as if they were a shape."""
+    if not isinstance(type_, TensorType) or type_.shape is None or len(type_.shape) != 1:
+        return False
+    (size,) = type_.shape
+    return isinstance(size, int) and size > LONGEST_LIST
 
 
 def _is_known(type_: ValueType) -> bool:

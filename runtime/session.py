@@ -47,8 +47,9 @@ class Session:
 
     `backend` is "onnxruntime", which runs NumPy kernels where ONNX Runtime has none, or "numpy". `providers` are ONNX
     Runtime's execution providers (its CPU's if None), `threads` how many it may use for one operator (its own choice
-    if None). With `precision` "exact" no kernel rounds activations to integers unless a node asks for it
-    itself (MatMulNBits' accuracy_level 4); "fast" allows those that do. `findings` says where. `as_is` gives ONNX Runtime the graph unchanged, for comparison, and nothing to NumPy.
+    if None). With `precision` "exact" no kernel rounds activations to integers unless a node itself asks for it
+    (MatMulNBits' accuracy_level 4); "fast" allows those that do. `findings` says where. `as_is` gives ONNX Runtime the
+    graph unchanged, for comparison, and nothing to NumPy.
 
     GraphError with the findings of `check` if the graph has errors, or if there is a node that nothing can run.
     """

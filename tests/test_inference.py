@@ -167,3 +167,13 @@ def test_a_default_that_can_be_overridden_is_no_constant() -> None:
     graph = of_shapes("Reshape", [4, 8], np.array([3, 5]))
     graph.set("shape", "overridable", True)
     assert not [finding for finding in check(graph) if finding.severity is Severity.ERROR]
+
+
+def test_joining_long_lists_of_integers_makes_no_symbols_of_them() -> None:
+    graph = Graph(opsets={"": 23})
+    for id in ("a", "b"):
+        graph.add("Input", id, parameters={"type": "tensor(uint8)", "shape": [200_000_000]})
+    graph.add("Concat", "joined", parameters={"axis": 0})
+    graph.wire("a.value", "joined.inputs.0")
+    graph.wire("b.value", "joined.inputs.1")
+    assert str(graph.checker.type_of("joined.concat_result")).startswith("tensor(uint8)")

@@ -59,8 +59,7 @@ def lower(site: Site, exact: bool) -> None:
         mixed = write_layer(site, layer, tokens, operands_of(site))
     if flat:
         mixed = site.op("Reshape", [mixed, site.op("Shape", [x])])
-    result = cast_back(site, mixed, x, element)
-    site.replace(site.op("Identity", [result]) if result is x else result)
+    site.replace(cast_back(site, mixed, x, element))
 
 
 def _rounded(site: Site) -> Finding:
@@ -101,7 +100,6 @@ def _with_kernel(
     weights = choice.weights
     normalized = settings.normalize_routing_weights and not settings.use_sparse_mixer
     signed = given is not None and not _never_negative(site, given)
-    zero = site.literal(0, np.float32)
     if given is not None:
         size = row_sum(site, site.op("Abs", [weights]) if signed else weights)
         largest = site.literal(np.finfo(np.float32).max, np.float32)
@@ -109,6 +107,7 @@ def _with_kernel(
         kernel_weights = site.op("Div", [weights, size])
         factor = size
         if normalized:
+            zero = site.literal(0, np.float32)
             total = row_sum(site, weights) if signed else size
             factor = site.op("Where", [site.op("Equal", [total, zero]), zero, site.op("Div", [size, total])])
         assert choice.unordered is not None
@@ -124,7 +123,7 @@ def _with_kernel(
     if signed:
         # Every token twice: once with its positive weights, once with its negative ones, whose result is subtracted.
         both = [kernel_weights, site.op("Neg", [kernel_weights])]
-        kernel_weights = site.op("Max", [site.op("Concat", both, axis=0), zero])
+        kernel_weights = site.op("Relu", [site.op("Concat", both, axis=0)])
         tokens = site.op("Concat", [tokens, tokens], axis=0)
     ports: dict[str, ir.Value] = {
         "input": tokens,

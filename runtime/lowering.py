@@ -7,7 +7,7 @@ the site (the node's inputs, their types and constant values), writes new nodes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import numpy as np
@@ -35,10 +35,11 @@ OWNER = "qmoe.node"
 class Tape:
     """Writes nodes one after the other; every operation returns its output value."""
 
-    def __init__(self, prefix: str, owner: str, opset: int) -> None:
+    def __init__(self, prefix: str, owner: str, opset: int, taken: Set[str] = frozenset()) -> None:
         self.prefix = prefix
         self.owner = owner
         self.opset = opset
+        self.taken = taken
         self.nodes: list[ir.Node] = []
         self._count = [0]
 
@@ -79,12 +80,15 @@ class Tape:
 
     def unique(self, what: str) -> str:
         """A name for a new node or value that belongs to this tape."""
-        self._count[0] += 1
-        return f"{self.prefix}/{what}.{self._count[0]}"
+        while True:
+            self._count[0] += 1
+            name = f"{self.prefix}/{what}.{self._count[0]}"
+            if name not in self.taken:  # a model that was lowered before has names of this form
+                return name
 
     def inner(self) -> Tape:
         """A tape for the nodes of a subgraph, which may use this one's values."""
-        tape = Tape(self.prefix, self.owner, self.opset)
+        tape = Tape(self.prefix, self.owner, self.opset, self.taken)
         tape._count = self._count
         return tape
 
@@ -103,10 +107,12 @@ class Site(Tape):
     `inputs` are the connected inputs by port, `types` what is known of their types, `attributes` the set ones.
     """
 
-    def __init__(self, model: ir.Model, node: ir.Node, node_type: type[Node], feeds: bool) -> None:
+    def __init__(
+        self, model: ir.Model, node: ir.Node, owner: str, node_type: type[Node], feeds: bool, taken: Set[str]
+    ) -> None:
         if not node.name:
-            node.name = document_node(node) or node.op_type
-        super().__init__(node.name, document_node(node), model.opset_imports.get("", STANDARD_OPSET))
+            node.name = owner or node.op_type
+        super().__init__(node.name, owner, model.opset_imports.get("", STANDARD_OPSET), taken)
         self.node = node
         self.model = model
         self.attributes = attribute_values(node)
@@ -213,30 +219,48 @@ def _rewrite(
 ) -> None:
     opsets = dict(model.opset_imports)
     found = [
-        (node, node_type)
-        for node in _all_nodes(model)
+        (node, owner, node_type)
+        for node, owner in _all_nodes(model)
         if (node_type := catalog.find(operator_name(node), opsets)) is not None and wanted(node_type)
     ]
     if found:
         model.opset_imports.setdefault("", STANDARD_OPSET)
+    taken = _names(model) if found else set()
     errors: list[Finding] = []
-    for node, node_type in found:
+    for node, owner, node_type in found:
         try:
-            rewrite(node_type, Site(model, node, node_type, feeds))
+            rewrite(node_type, Site(model, node, owner, node_type, feeds, taken))
         except GraphError as error:
             errors += error.findings
     if errors:
         raise GraphError(errors)
 
 
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Main graph, subgraphs and functions; a node of a subgraph belongs to the document's node around it."""
+def _names(model: ir.Model) -> set[str]:
+    """The names of all nodes and values."""
+    names: set[str] = set()
+    graphs: list[Any] = [model.graph, *model.functions.values()]
+    for node, _ in _all_nodes(model):
+        names.add(node.name or "")
+        names.update(value.name or "" for value in node.outputs)
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.GRAPH:
+                graphs.append(attribute.value)
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                graphs.extend(attribute.value)
+    for graph in graphs:
+        names.update(value.name or "" for value in graph.inputs)
+        names.update(getattr(graph, "initializers", ()))  # functions have none
+    return names
 
-    def nodes(graph: Iterable[ir.Node], owner: str) -> Iterator[ir.Node]:
+
+def _all_nodes(model: ir.Model) -> Iterator[tuple[ir.Node, str]]:
+    """The nodes of main graph, subgraphs and functions, each with the document's node that it is or is part of."""
+
+    def nodes(graph: Iterable[ir.Node], owner: str) -> Iterator[tuple[ir.Node, str]]:
         for node in graph:
             own = owner or document_node(node)
-            node.metadata_props.setdefault(OWNER, own)
-            yield node
+            yield node, own
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.GRAPH:
                     yield from nodes(attribute.value, own)

@@ -200,6 +200,17 @@ def test_every_new_node_belongs_to_the_node_it_stands_for():
     assert model.graph.outputs[0].name == "output"
 
 
+@pytest.mark.parametrize("options", [{"router_weights": True}, {"bits": (8, 8, 8), "block_size": 16}, {"fc3": True}])
+def test_lowering_twice_changes_no_numbers(options):
+    inputs, attributes = make_layer(activation_type="silu", **options)
+    model = model_of(inputs, attributes)
+    lowering.lower(model, feeds=False)
+    lowering.lower(model, feeds=False)
+    assert difference(run_ort(model, inputs), inputs, attributes) <= 1
+    names = [node.name for node in model.graph]
+    assert len(set(names)) == len(names)
+
+
 def test_open_weight_shapes_are_refused_with_a_sentence():
     inputs, attributes = make_layer()
     model = model_of(inputs, attributes, variable=tuple(inputs))

@@ -27,7 +27,7 @@ ALIGNMENT = 4096
 class Bulk:
     """A large initializer on its way to a file."""
 
-    tensor: ir.TensorProtocol
+    tensor: Any  # onnx_ir's TensorProtocol, and `tofile`
     message: onnx.TensorProto
     """All but the data; names file and offset if the tensor goes to a file of its own."""
     offset: int = 0
@@ -48,7 +48,7 @@ def parts_of(model: ir.Model, type_of: Callable[[str], ValueType]) -> Parts:
 
     `type_of` gives what is known of the type of a value of the main graph by its name.
     """
-    large: dict[str, ir.TensorProtocol] = {}
+    large: dict[str, Any] = {}
     total = 0
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -58,7 +58,13 @@ def parts_of(model: ir.Model, type_of: Callable[[str], ValueType]) -> Parts:
         if tensor.nbytes >= BULK and tensor.dtype != ir.DataType.STRING and not value.meta.get("qmoe.sparse"):
             large[name] = tensor
             value.const_value = ir.ExternalTensor(
-                "-", None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=name, doc_string=tensor.doc_string
+                "-",
+                None,
+                None,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=name,
+                doc_string=tensor.doc_string,
             )
     message = ir.serde.serialize_model(model)
     _restore_graph(model.graph, message.graph, type_of)

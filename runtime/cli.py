@@ -7,8 +7,9 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -29,12 +30,23 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of 
 
 def main() -> None:
     """The console script: runs a command and turns errors into sentences and exit codes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
     try:
         with _sentences():
             app(standalone_mode=True)
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(_interrupted())
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def _interrupted() -> int:
+    print("Interrupted.", file=sys.stderr)
+    return INTERRUPTED
 
 
 @contextmanager
@@ -81,17 +93,21 @@ def run(
     file: FileArgument,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", help="inputs.npz, or name=file.npy; may be repeated"),
+        typer.Option("--input", "-i", metavar="[NAME=]FILE", help="inputs.npz, or name=file.npy; may be repeated"),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write outputs and probes to this .npz")] = None,
     size: Annotated[
         list[str] | None, typer.Option("--size", help="dimension=number for generated inputs; may be repeated")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of generated inputs")] = 0,
-    probe: Annotated[list[str] | None, typer.Option(help="node.port whose value is wanted; may be repeated")] = None,
-    backend: Annotated[str, typer.Option(help="onnxruntime or numpy")] = "onnxruntime",
-    precision: Annotated[str, typer.Option(help="exact, or fast: kernels may round activations")] = "exact",
-    threads: Annotated[int | None, typer.Option(help="threads of one operator")] = None,
+    probe: Annotated[
+        list[str] | None, typer.Option(metavar="NODE.PORT", help="an output that is wanted too; may be repeated")
+    ] = None,
+    backend: Annotated[Literal["onnxruntime", "numpy"], typer.Option(help="what runs the graph")] = "onnxruntime",
+    precision: Annotated[
+        Literal["exact", "fast"], typer.Option(help="fast: kernels that round activations may be used")
+    ] = "exact",
+    threads: Annotated[int | None, typer.Option(min=1, help="threads of one operator")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="give ONNX Runtime the graph unchanged")] = False,
     check_numerics: Annotated[
         bool, typer.Option("--check-numerics", help="stop at the first node that makes a NaN or an infinity")
@@ -106,7 +122,7 @@ def run(
         file,
         inputs=inputs or [],
         output=output,
-        sizes=dict(_pair(text, "--size", int) for text in size or []),
+        sizes=dict(_pair(text, "--size", _size) for text in size or []),
         seed=seed,
         probes=probe or [],
         backend=backend,
@@ -117,6 +133,13 @@ def run(
         times=times,
         as_json=as_json,
     )
+
+
+def _size(text: str) -> int:
+    size = int(text)
+    if size < 0:
+        raise ValueError
+    return size
 
 
 def _pair(text: str, option: str, kind: Callable[[str], Any]) -> tuple[str, Any]:
@@ -154,7 +177,8 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="IN", help="a .yaml snippet or an .onnx model")],
     destination: Annotated[Path, typer.Argument(metavar="OUT", help="a .yaml snippet or an .onnx model")],
     target: Annotated[
-        str | None, typer.Option(help="of an .onnx file: onnxruntime (default), schema or portable")
+        Literal["onnxruntime", "schema", "portable"] | None,
+        typer.Option(help="whose an .onnx file is: ONNX Runtime's CPU kernels' (default), other kernels', all's"),
     ] = None,
 ) -> None:
     """Write a graph in another form, by the ends of the file names."""

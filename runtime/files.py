@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.errors import FileError
+from runtime.errors import FileError, Finding
 from runtime.graph import Graph
 
 YAML = (".yaml", ".yml")
@@ -30,12 +30,12 @@ def load(path: str | Path) -> Graph:
     return load_onnx(path)
 
 
-def save(graph: Graph, path: str | Path, *, target: str | None = None) -> None:
+def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[Finding]:
     """Writes a graph to a file: a snippet (.yaml, .yml) or an ONNX model (.onnx).
 
     `target` says for whom a model is meant: "onnxruntime" (if None), "schema" or "portable" (see
-    `runtime.onnx_files.save_onnx`); a snippet has none. FileError if the file cannot be written, GraphError if the
-    graph cannot.
+    `runtime.onnx_files.save_onnx`); a snippet has none. Returns what is worth knowing about the result. FileError if
+    the file cannot be written, GraphError if the graph cannot.
     """
     path = Path(path)
     form = _form(path)
@@ -49,10 +49,10 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> None:
         from runtime.snippets import save_yaml
 
         save_yaml(graph, path)
-        return
+        return []
     from runtime.onnx_files import save_onnx
 
-    save_onnx(graph, path, target=target or "onnxruntime")
+    return save_onnx(graph, path, target=target or "onnxruntime")
 
 
 def _form(path: Path) -> str:

@@ -17,7 +17,7 @@ def page(node_type: type[Node]) -> str:
 
 def summary(node_type: type[Node]) -> str:
     """The first sentence of a node type's description."""
-    text = " ".join(node_type.doc.split("\n\n")[0].split())
+    text = " ".join(node_type.doc.split("\n\n")[0].replace("<br>", " ").split())
     end = text.find(". ")
     return text if end < 0 else text[: end + 1]
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,7 +26,9 @@ from runtime.types import ElementType, TensorType, ValueType
 if TYPE_CHECKING:
     from runtime.session import Session
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400)
+"""Standard output. Lines are as long as they must be where it is no terminal, so that nothing is cut off."""
+
 errors = Console(stderr=True, highlight=False)
 
 DEFAULT_SIZE = 8
@@ -62,7 +68,7 @@ def run(
     seconds = perf_counter() - start
     if output is not None:
         values = outputs | session.last_run.probes
-        write_arrays(output, {name: value for name, value in values.items() if isinstance(value, np.ndarray)})
+        write_arrays(output, dict(_arrays(values)))
     generated = [name for name in feeds if name not in given]
     if as_json:
         report = {
@@ -83,7 +89,7 @@ def run(
             facts = _description(value)
             note = " (generated)" if kind == "in" and name in generated else ""
             table.add_row(
-                f"{kind} {name}{note}",
+                _plain(f"{kind} {name}{note}"),
                 facts["type"],
                 *(f"{facts[key]:.6g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
                 str(facts.get("not_finite") or ""),
@@ -99,7 +105,7 @@ def run(
 def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """One run with a progress bar where the output of errors is a terminal."""
     if not errors.is_terminal:
-        return session.forward(feeds, **options)
+        return _stoppable(session, feeds, **options)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -109,7 +115,19 @@ def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[
         def show(done: int, total: int, node: str) -> None:
             progress.update(task, completed=done, total=total, description=node or "running")
 
-        return session.forward(feeds, progress=show, **options)
+        return _stoppable(session, feeds, progress=show, **options)
+
+
+def _stoppable(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
+    """One run in a thread of its own, so that Ctrl-C is heard while native code works."""
+    cancel = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(session.forward, feeds, cancel=cancel, **options)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            cancel.set()
+            raise
 
 
 def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:
@@ -139,15 +157,30 @@ def _given(inputs: Sequence[str], session: Session) -> dict[str, Any]:
         elif equals:
             raise FileError(path, f"holds several arrays; give it without {name}=.")
         else:
-            values |= {key: array for key, array in arrays.items() if key in session.inputs}
+            named = {key: array for key, array in arrays.items() if key in session.inputs}
+            if not named:
+                wanted = ", ".join(session.inputs) or "none"
+                raise FileError(path, f"holds {', '.join(arrays) or 'nothing'}; the graph's inputs: {wanted}.")
+            values |= named
     return {name: _retyped(value, session.inputs.get(name)) for name, value in values.items()}
 
 
 def _retyped(value: np.ndarray, wanted: ValueType | None) -> np.ndarray:
     """Bytes as NumPy's files hold bfloat16 and the like, read as what the input wants."""
     if isinstance(wanted, TensorType) and wanted.element is not None and value.dtype.kind == "V":
-        return value.view(wanted.element.dtype)
+        dtype = wanted.element.dtype
+        if dtype.itemsize == value.dtype.itemsize:
+            return value.view(dtype)
     return value
+
+
+def _arrays(values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Values as a .npz file holds them: the n-th of a sequence as `name.n`, nothing for an absent one."""
+    for name, value in values.items():
+        if isinstance(value, list):
+            yield from _arrays({f"{name}.{index}": item for index, item in enumerate(value)})
+        elif isinstance(value, np.ndarray):
+            yield name, value.astype(str) if value.dtype.kind == "O" else value
 
 
 def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
@@ -315,8 +348,9 @@ def _brief(value: Any) -> str:
 def convert(source: Path, destination: Path, target: str | None) -> None:
     """Writes a graph in the form that the destination's name says."""
     graph = load(source)
-    save(graph, destination, target=target)
+    findings = save(graph, destination, target=target)
     console.print(f"{source} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
+    _print_findings(findings)
 
 
 def nodes(name: str | None, domain: str | None, search: str | None, as_json: bool) -> None:
@@ -338,17 +372,23 @@ def nodes(name: str | None, domain: str | None, search: str | None, as_json: boo
         return
     types = catalog.all_types()
     if domain is not None:
-        types = [cls for cls in types if cls.domain == ("" if domain == "ai.onnx" else domain)]
+        domains = sorted({cls.domain or "ai.onnx" for cls in types})
+        if domain not in domains:
+            raise GraphError(Finding(f"There is no domain {domain}; there are {', '.join(domains)}.", code="name"))
+        types = [cls for cls in types if (cls.domain or "ai.onnx") == domain]
     if search is not None:
         types = [cls for cls in types if search.lower() in f"{cls.type_name()} {cls.doc}".lower()]
     rows = [(cls.type_name(), cls.cpu_kernel or cls.evaluate is not None, summary(cls)) for cls in types]
     if as_json:
         print(json.dumps([{"type": row[0], "cpu": row[1], "summary": row[2]} for row in rows], indent=2))
         return
-    table = Table("type", "CPU", "what it does", box=None)
+    width = max((len(type_name) for type_name, _, _ in rows), default=0)
     for type_name, cpu, text in rows:
-        table.add_row(type_name, "" if cpu else "none", _plain(text[:100]))
-    console.print(table)
+        line = f"{type_name:<{width}}  {'' if cpu else '(no CPU kernel) '}{text}"
+        if console.is_terminal:
+            console.print(_plain(line), no_wrap=True, overflow="ellipsis")
+        else:
+            print(line)
     console.print(f"{len(rows)} node types")
 
 

@@ -249,7 +249,8 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
         try:
             findings = findings_of(load(file))
         except FileError as error:
-            findings = [Finding(error.message, code="file")]
+            place = f"line {error.line}, column {error.column}: " if error.line else ""
+            findings = [Finding(place + error.message, code="file")]
         except GraphError as error:
             findings = list(error.findings)
         wrong = wrong or any(finding.severity is Severity.ERROR for finding in findings)

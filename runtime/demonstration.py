@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.table import Table
 
+from runtime.arrays import read_arrays
 from runtime.errors import FileError
 from runtime.files import load
 from runtime.graph import Graph, PortRef
@@ -17,6 +18,7 @@ from runtime.reports import console, forward, times_table
 from runtime.session import Session
 from runtime.tensors import Tensor
 
+BACKENDS: tuple[Literal["onnxruntime", "numpy"], ...] = ("onnxruntime", "numpy")
 SNIPPET = "qwen3_moe_block"
 SHOWN_TOKENS = 6
 BAR_WIDTH = 40
@@ -26,40 +28,62 @@ def show() -> None:
     """Runs the shipped block and prints where tokens go, how long nodes take, and how far the numbers are apart."""
     folder = snippets_folder()
     graph = load(folder / f"{SNIPPET}.yaml")
-    data = np.load(folder / f"{SNIPPET}.data.npz", allow_pickle=False)
+    data = read_arrays(folder / f"{SNIPPET}.data.npz")
     x, expected = data["x"], data["y"]
     moe = next(id for id, state in graph.nodes.items() if hasattr(graph.node_type(id), "routing"))
-    console.print(f"{graph.name}: {len(graph.nodes)} nodes, {len(x)} tokens of {x.shape[1]} numbers")
+    console.print(f"[bold]{graph.name}[/bold]  {graph.section('info').get('doc', '')}", width=80)
+    console.print(f"\n  {_chain(graph)}\n", markup=False)
     outputs: dict[str, np.ndarray] = {}
     times: dict[str, dict[str, float]] = {}
     arrays: dict[str, np.ndarray] = {}
-    for backend in ("numpy", "onnxruntime"):
+    for backend in BACKENDS:
         start = perf_counter()
         session = Session(graph, backend)
         opened = perf_counter() - start
         probes = [source for source in graph.inputs_of(moe).values() if graph.nodes[source.node].type != "Initializer"]
+        forward(session, {"x": x}, times=True)  # the first run finds caches cold
         result = forward(session, {"x": x}, probes=probes, times=True)
         outputs[backend], times[backend] = result["y"], session.last_run.times
         arrays = arrays or _inputs_of(graph, moe, session.last_run.probes)
-        console.print(
-            f"  {backend}: opened in {opened * 1e3:.0f} ms, ran in {sum(times[backend].values()) * 1e3:.2f} ms"
-        )
+        took = sum(times[backend].values())
+        console.print(f"  {backend:<12} opened in {opened * 1e3:.0f} ms, {len(x)} tokens in {took * 1e3:.2f} ms")
     node_type = graph.node_type(moe)
     routing = node_type.routing(arrays, node_type.to_attributes(graph.nodes[moe].parameters))  # type: ignore[union-attr]
-    console.print()
+    _heading("Where the first tokens go: expert, and its weight")
     console.print(_routing_table(routing))
-    console.print()
+    _heading("Tokens per expert")
     _bars(routing["experts"], arrays["router_probs"].shape[1])
-    console.print()
+    _heading("Time of every node")
     console.print(times_table(times))
-    console.print()
+    _heading("Largest difference, relative to the largest output")
     scale = np.abs(expected).max()
-    for backend, y in outputs.items():
-        console.print(
-            f"{backend} and torch differ by at most {np.abs(y - expected).max() / scale:.1e} of the largest output"
-        )
-    between = np.abs(outputs["numpy"] - outputs["onnxruntime"]).max() / scale
-    console.print(f"numpy and onnxruntime differ by at most {between:.1e}")
+    pairs = {
+        **{f"{backend} and torch": (outputs[backend], expected) for backend in BACKENDS},
+        " and ".join(BACKENDS): tuple(outputs.values()),
+    }
+    for pair, (first, second) in pairs.items():
+        console.print(f"  {pair:<24}{np.abs(first - second).max() / scale:.1e}")
+
+
+def _heading(text: str) -> None:
+    console.print()
+    console.print(text, style="bold")
+
+
+def _chain(graph: Graph) -> str:
+    """The nodes in the order in which they run, tensors aside."""
+    states = [graph.nodes[id] for id in graph.order() if graph.nodes[id].type != "Initializer"]
+    names = [f"{state.id} ({operator})" if (operator := _operator(graph, state.id)) else state.id for state in states]
+    return (" ─▶ " if _is_unicode() else " -> ").join(names)
+
+
+def _operator(graph: Graph, id: str) -> str:
+    node_type = graph.node_type(id)
+    return node_type.operator if node_type is not None and node_type.is_operator else ""
+
+
+def _is_unicode() -> bool:
+    return (console.encoding or "").lower().startswith("utf")
 
 
 def snippets_folder() -> Path:
@@ -84,10 +108,12 @@ def _inputs_of(graph: Graph, node: str, probed: dict[str, Any]) -> dict[str, np.
 
 def _routing_table(routing: dict[str, np.ndarray]) -> Table:
     experts, weights = routing["experts"], routing["weights"]
-    table = Table("token", *(f"choice {number + 1}" for number in range(experts.shape[1])), box=None, title="Routing")
+    table = Table("token", box=None)
+    for number in range(experts.shape[1]):
+        table.add_column(f"choice {number + 1}", justify="right", style="cyan" if number == 0 else "")
     for token in range(min(SHOWN_TOKENS, len(experts))):
         pairs = zip(experts[token], weights[token], strict=True)
-        table.add_row(str(token), *(f"expert {expert} x {weight:.3f}" for expert, weight in pairs))
+        table.add_row(str(token), *(f"expert {expert}  {weight:5.1%}" for expert, weight in pairs))
     if len(experts) > SHOWN_TOKENS:
         table.add_row(f"and {len(experts) - SHOWN_TOKENS} more")
     return table
@@ -96,8 +122,7 @@ def _routing_table(routing: dict[str, np.ndarray]) -> Table:
 def _bars(chosen: np.ndarray, experts: int) -> None:
     """Tokens per expert, as bars of text."""
     counts = np.bincount(chosen.ravel(), minlength=experts)
-    console.print("Tokens per expert")
-    full = "█" if (console.encoding or "").lower().startswith("utf") else "#"
+    full = "█" if _is_unicode() else "#"
     for expert, count in enumerate(counts):
         bar = full * max(int(count > 0), round(BAR_WIDTH * int(count) / max(1, int(counts.max()))))
-        console.print(f"  expert {expert} {bar} {count}", markup=False)
+        console.print(f"  expert {expert}  [cyan]{bar}[/cyan] {count}")

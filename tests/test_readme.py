@@ -1,23 +1,72 @@
-"""The README's program runs as it stands there."""
+"""The texts for users: their programs run, their links lead somewhere, their snippets load, their lists are complete."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from runtime import load
+from runtime.check import check
+from runtime.snippets import loads
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "snippets" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_first_graph_runs_and_is_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    exec(compile(program, "README.md", "exec"), {})
-    assert str(np.ones((3, 2), np.float32)[0]) in capsys.readouterr().out
-    assert list(load(tmp_path / "first.yaml").nodes) == ["x", "w", "product", "y"]
+def blocks(language: str) -> list[object]:
+    """The code blocks of a language in all pages."""
+    found = []
+    for page in PAGES:
+        texts = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        found += [pytest.param(text, id=f"{page.stem}-{number}") for number, text in enumerate(texts)]
+    return found
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_programs_run_as_they_stand(program: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "snippets", tmp_path / "snippets")
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip()
+
+
+@pytest.mark.parametrize("text", blocks("yaml"))
+def test_snippets_load_and_are_right(text: str) -> None:
+    assert check(loads(text)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith(("http:", "https:")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_every_file_has_its_line_in_the_architecture() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^- `([^`]+\.py)`:", text, re.MULTILINE))
+    files = {
+        str(path.relative_to(ROOT).as_posix())
+        for package in ("runtime", "qmoe_node")
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert listed == files
+
+
+def test_every_option_has_its_line_on_the_page_of_the_command_line() -> None:
+    import typer.main
+
+    from runtime.cli import app
+
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    sections = {name: part for name, part in re.findall(r"^## `qmoe (\w+)[^`]*`\n(.*?)(?=^## |\Z)", text, re.M | re.S)}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(sections) == set(commands)
+    for name, command in commands.items():
+        for parameter in command.params:
+            options = [option for option in parameter.opts if option.startswith("--") and option != "--help"]
+            assert all(f"`{option}" in sections[name] for option in options), (name, options)

@@ -83,7 +83,7 @@ def run(
         }
         print(json.dumps(report, indent=2))
         return
-    table = Table("value", "type", "smallest", "mean", "largest", "not finite", box=None)
+    table = Table("value", "type", "smallest", "mean", "largest", "not finite", box=None, pad_edge=False)
     for kind, values in (("in", feeds), ("out", outputs), ("probe", session.last_run.probes)):
         for name, value in values.items():
             facts = _description(value)
@@ -91,7 +91,7 @@ def run(
             table.add_row(
                 _plain(f"{kind} {name}{note}"),
                 facts["type"],
-                *(f"{facts[key]:.6g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
+                *(f"{facts[key]:.4g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
                 str(facts.get("not_finite") or ""),
             )
     console.print(table)
@@ -308,7 +308,10 @@ def info(file: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"file": str(file), "name": graph.name, "nodes": rows, "bytes": total}, indent=2))
         return
-    table = Table("node", "type", "gives", "parameters", "bytes", box=None)
+    table = Table(box=None)
+    for heading in ("node", "type", "gives", "parameters"):
+        table.add_column(heading, overflow="fold")  # names are cut in two, not off
+    table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
         gives = "\n".join(row["outputs"].values())
         settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())

@@ -30,8 +30,9 @@ def relu2(x: np.ndarray) -> np.ndarray:
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """The tanh form, 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    return np.asarray(0.5 * x * (1 + np.tanh(SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))))
+    """The tanh form, 0.5 x (1 + tanh(u)) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
+    # As x sigmoid(2 u), which is the same: 1 + tanh(u) has no correct digit left below -5.
+    return np.asarray(x * sigmoid(2 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x)))
 
 
 def silu(x: np.ndarray) -> np.ndarray:

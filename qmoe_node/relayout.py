@@ -18,6 +18,8 @@ from qmoe_node.layer import Layer, Projection
 from qmoe_node.packing import E2M1, codes_of, default_zero_point, pack, unpack, zero_points
 from runtime.tensors import Tensor
 
+PLAIN = ("relu", "gelu", "silu", "identity")
+"""The activations without a gate that the kernel knows."""
 STEEP = 1e30
 """With this alpha, g * sigmoid(alpha * g) is max(0, g)."""
 FLAT = 1e-30
@@ -76,10 +78,8 @@ def kernel_form(layer: Layer) -> Form | None:
         if fc3 is not None:
             return Form(attributes, (Part(fc1), Part(fc3)))
         return Form(attributes, (Part(fc1, slice(layer.inter)), Part(fc1, slice(layer.inter, None))))
-    if name == "relu2":
-        return None if fc3 is not None else Form(_swiglu(STEEP), (Part(fc1), Part(fc1)))
     if fc3 is None:
-        return Form({"activation_type": name}) if name != "geglu" else None
+        return Form({"activation_type": name}) if name in PLAIN else None
     if name == "silu":
         return Form(_swiglu(1.0), (Part(fc1), Part(fc3)))
     if name == "relu":

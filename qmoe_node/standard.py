@@ -117,10 +117,7 @@ def activate(tape: Tape, layer: Layer, first: ir.Value, third: ir.Value | None) 
         linear = tape.op("Neg", [_at_most(tape, tape.op("Neg", [linear]), limit)])
         if not settings.swiglu_limit_after_activation:
             gate = _at_most(tape, gate, limit)
-    scaled = gate
-    if settings.activation_alpha != 1:
-        scaled = tape.op("Mul", [gate, tape.literal(settings.activation_alpha, np.float32)])
-    activated = tape.op("Mul", [gate, tape.op("Sigmoid", [scaled])])
+    activated = _gated_by_itself(tape, gate, settings.activation_alpha)
     if clamped and settings.swiglu_limit_after_activation:
         activated = _at_most(tape, activated, limit)
     if settings.activation_beta:
@@ -132,18 +129,27 @@ def _plain(tape: Tape, name: str, x: ir.Value) -> ir.Value:
     if name == "identity":
         return x
     if name == "silu":
-        return tape.op("Mul", [x, tape.op("Sigmoid", [x])])
+        return _gated_by_itself(tape, x, 1.0)
     if name == "gelu":
         cubic = tape.op("Mul", [tape.op("Mul", [x, x]), tape.literal(GELU_CUBIC, np.float32)])
         inner = tape.op("Add", [x, tape.op("Mul", [x, cubic])])
-        tanh = tape.op("Tanh", [tape.op("Mul", [inner, tape.literal(SQRT_2_OVER_PI, np.float32)])])
-        half = tape.op("Mul", [x, tape.literal(0.5, np.float32)])
-        return tape.op("Mul", [half, tape.op("Add", [tanh, tape.literal(1, np.float32)])])
+        return _quotient(tape, x, tape.op("Mul", [inner, tape.literal(-2 * SQRT_2_OVER_PI, np.float32)]))
     zero = tape.literal(0, np.float32)
     if name == "relu":
         return tape.op("Where", [tape.op("Greater", [x, zero]), x, zero])
     positive = tape.op("Where", [tape.op("Less", [x, zero]), zero, x])
     return tape.op("Mul", [positive, positive])
+
+
+def _gated_by_itself(tape: Tape, x: ir.Value, alpha: float) -> ir.Value:
+    """x sigmoid(alpha x)."""
+    negated = tape.op("Neg", [x]) if alpha == 1 else tape.op("Mul", [x, tape.literal(-alpha, np.float32)])
+    return _quotient(tape, x, negated)
+
+
+def _quotient(tape: Tape, x: ir.Value, exponent: ir.Value) -> ir.Value:
+    """x / (1 + exp(exponent)): ONNX Runtime's Sigmoid has no correct digit left below -16, its Exp has all."""
+    return tape.op("Div", [x, tape.op("Add", [tape.op("Exp", [exponent]), tape.literal(1, np.float32)])])
 
 
 def _at_most(tape: Tape, x: ir.Value, limit: float) -> ir.Value:

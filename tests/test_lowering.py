@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+import qmoe_node
 from runtime import lowering
 from runtime.errors import GraphError, Severity
 from tests.qmoe_layers import layers, make_float_layer, make_layer
@@ -171,6 +172,31 @@ def test_extreme_mixing_weights(activation, normalize):
         for row in range(7):
             one = {name: array[row : row + 1] if name in TOKEN_INPUTS else array for name, array in inputs.items()}
             assert difference(got[row : row + 1], one, attributes) <= 1
+
+
+SATURATING = [
+    {"activation_type": "silu"},
+    {"activation_type": "gelu", "fc3": True},
+    SWIGLU,
+    SWIGLU | {"swiglu_limit": 1e9, "swiglu_limit_after_activation": 1},
+]
+
+
+@pytest.mark.parametrize("options", SATURATING)
+@pytest.mark.parametrize("shift", [-5, -10, -18])
+def test_small_numbers_have_all_their_digits(options, shift):
+    """Where every gate is closed, ONNX Runtime's own Sigmoid and Tanh have no correct digit left."""
+    if options["activation_type"] == "gelu":
+        shift /= 3
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=3, **options)
+    inputs["fc1_scales"] *= 0.1
+    inputs["fc1_experts_bias"][:] = shift
+    inputs["fc2_experts_bias"][:] = 0
+    inputs["fc2_scales"] /= np.abs(qmoe_node.evaluate(inputs, attributes)).max()
+    assert np.abs(qmoe_node.evaluate(inputs, attributes)).max() > 0.5
+    got, _ = run_lowered(inputs, attributes)
+    assert difference(got, inputs, attributes) <= 1
+    assert difference(run_ort(expanded(inputs, attributes), inputs), inputs, attributes) <= 1
 
 
 def test_nan_in_a_token_stays_in_its_row():

@@ -20,7 +20,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from runtime import Graph, Tensor, load, save
+from runtime import Graph, Tensor, load, reports, save
 from runtime.cli import main
 
 SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
@@ -40,8 +40,10 @@ Qmoe = Callable[..., Ended]
 
 @pytest.fixture
 def qmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Qmoe:
-    """Calls the command in this process, in an empty folder."""
+    """Calls the command in this process, in an empty folder, as if its output went to a file."""
     monkeypatch.chdir(tmp_path)
+    # A test runner may say how wide its own output is, which is not that of the command.
+    monkeypatch.setattr(reports.console, "_width", 400)
 
     def call(*words: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["qmoe", *map(str, words)])

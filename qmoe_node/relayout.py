@@ -18,12 +18,8 @@ from qmoe_node.layer import Layer, Projection
 from qmoe_node.packing import E2M1, codes_of, default_zero_point, pack, unpack, zero_points
 from runtime.tensors import Tensor
 
-PLAIN = ("relu", "gelu", "silu", "identity")
-"""The activations without a gate that the kernel knows."""
-STEEP = 1e30
-"""With this alpha, g * sigmoid(alpha * g) is max(0, g)."""
-FLAT = 1e-30
-"""With this alpha, g * sigmoid(alpha * g) is g / 2."""
+PLAIN = ("relu", "silu", "identity")
+"""The activations without a gate that the kernel computes; its gelu has no correct digit left below -5."""
 BLOCK_SIZES = (64, 32, 128, 16)
 """The kernel's block sizes, the best first: as fast as any, and fewer scales."""
 
@@ -32,11 +28,10 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a projection, with a factor on their values."""
+    """Some rows of a projection."""
 
     projection: Projection
     rows: slice = field(default_factory=lambda: slice(None))
-    factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +77,6 @@ def kernel_form(layer: Layer) -> Form | None:
         return Form({"activation_type": name}) if name in PLAIN else None
     if name == "silu":
         return Form(_swiglu(1.0), (Part(fc1), Part(fc3)))
-    if name == "relu":
-        return Form(_swiglu(STEEP), (Part(fc1), Part(fc3)))
-    if name == "identity":
-        return Form(_swiglu(FLAT), (Part(fc1), Part(fc3, factor=2.0)))
     return None
 
 
@@ -253,15 +244,12 @@ def _scales(piece: Part, arrays: Arrays, block_size: int) -> np.ndarray:
     """float32 [E, rows, blocks], or [E, rows] without blocks."""
     projection = piece.projection
     own = arrays[projection.port("scales")]
-    factor = np.float32(piece.factor)
     scales = own.reshape(*own.shape[:2], projection.blocks)[:, piece.rows].astype(np.float32)
     if projection.layout in ("float4", "columns"):
-        factor *= np.float32(0.5)
         global_scale = arrays.get(projection.port("global_scale"))
         if global_scale is not None:
             scales *= global_scale[:, None, None]
-    if factor != 1:
-        scales *= factor
+        scales *= np.float32(0.5)
     return _by_block(scales, projection, block_size) if block_size else scales[..., 0]
 
 
@@ -292,7 +280,7 @@ def _bias(layer: Layer, piece: Part, arrays: Arrays) -> np.ndarray:
     bias = arrays.get(piece.projection.port("experts_bias"))
     if bias is None:
         return np.zeros((layer.experts, _row_count(piece)), np.float32)
-    return np.asarray(bias[:, piece.rows].astype(np.float32) * np.float32(piece.factor))
+    return np.asarray(bias[:, piece.rows].astype(np.float32))
 
 
 def _row_count(piece: Part) -> int:

@@ -176,6 +176,8 @@ def test_extreme_mixing_weights(activation, normalize):
 
 SATURATING = [
     {"activation_type": "silu"},
+    {"activation_type": "gelu"},
+    {"activation_type": "gelu", "bits": (8, 8, 8), "block_size": 16},
     {"activation_type": "gelu", "fc3": True},
     SWIGLU,
     SWIGLU | {"swiglu_limit": 1e9, "swiglu_limit_after_activation": 1},
@@ -194,9 +196,21 @@ def test_small_numbers_have_all_their_digits(options, shift):
     inputs["fc2_experts_bias"][:] = 0
     inputs["fc2_scales"] /= np.abs(qmoe_node.evaluate(inputs, attributes)).max()
     assert np.abs(qmoe_node.evaluate(inputs, attributes)).max() > 0.5
-    got, _ = run_lowered(inputs, attributes)
-    assert difference(got, inputs, attributes) <= 1
+    for variable in (TOKEN_INPUTS, tuple(inputs)):
+        got, _ = run_lowered(inputs, attributes, variable=variable)
+        assert difference(got, inputs, attributes) <= 1
     assert difference(run_ort(expanded(inputs, attributes), inputs), inputs, attributes) <= 1
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "identity", "relu2"])
+@pytest.mark.parametrize("fc3", [False, True])
+@pytest.mark.parametrize("gate", [-np.inf, np.inf, np.nan, 1e30, -1e30])
+def test_extreme_gates(name, fc3, gate):
+    inputs, attributes = make_layer(activation_type=name, fc3=fc3, experts=2)
+    inputs["fc1_experts_bias"][:, 0] = gate
+    for variable in (TOKEN_INPUTS, tuple(inputs)):
+        got, _ = run_lowered(inputs, attributes, variable=variable)
+        assert difference(got, inputs, attributes) <= 1
 
 
 def test_nan_in_a_token_stays_in_its_row():

@@ -46,11 +46,12 @@ def save_onnx(graph: Graph, path: str | Path, target: str = "onnxruntime") -> li
 
     Tensors go to `<name>.onnx.data` (or `<name>.onnx.1.data` while that is taken) beside the file when they are too
     large for one file, or were mapped from a data file and are large. The old files stay whole until the new ones are.
+    A link stands for the file it leads to.
     GraphError with the findings of `check` if the graph is wrong; FileError if the file cannot be written.
     """
     if target not in TARGETS:
         raise GraphError(Finding(f"A file is exported for one of {', '.join(TARGETS)}; not {target!r}.", code="target"))
-    path = Path(path)
+    path = Path(path).resolve()
     checker = Checker(graph.copy())
     # What is unknown is written as it came: whoever reads the file may know it.
     wrong = [f for f in checker.findings() if f.severity is Severity.ERROR and f.code != "unknown-type"]

@@ -64,9 +64,10 @@ class Source:
         pure, windows = PurePosixPath(location), PureWindowsPath(location)
         if pure.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
             self.fail(f"{what} lies in {location!r}; only files in the model's own folder are read.")
-        folder = self.path.absolute().parent
-        file = folder / location
-        if not file.resolve().is_relative_to(folder.resolve()):
+        # A model that is reached by a link has two folders: stores of downloads keep files in one, links in the other.
+        folders = [self.path.absolute().parent, self.path.resolve().parent]
+        file = next((folder / location for folder in folders if (folder / location).exists()), folders[0] / location)
+        if not any(file.resolve().is_relative_to(folder.resolve()) for folder in folders):
             self.fail(f"{what} lies in {location!r}, a link that leaves the model's own folder; it is not followed.")
         if not file.is_file():
             self.fail(f"{what} lies in {location!r}, and there is no such file beside the model.")

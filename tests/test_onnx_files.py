@@ -697,6 +697,39 @@ def test_a_link_stays_a_link_and_permissions_stay(tmp_path: Path) -> None:
     assert link.is_symlink() and real.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.usefixtures("small_limits")
+def test_data_lies_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    files, links = tmp_path / "files", tmp_path / "links"
+    files.mkdir()
+    links.mkdir()
+    real, link = files / "real.onnx", links / "link.onnx"
+    link.symlink_to(real)
+    constant = numpy_helper.from_array(np.zeros(1000, np.float32), "w")
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    graph = import_model(model_of(nodes, [value("x", (1000,))], [value("y", (1000,))], initializer=[constant]))
+    for value_now in (1, 2):
+        for path in (real, link):
+            graph.nodes["w"].parameters["tensor"] = Tensor.from_array(np.full(1000, value_now, np.float32))
+            save_onnx(graph, path, "schema")
+            assert [file.suffix for file in sorted(files.iterdir())] == [".onnx", ".data"]
+            assert list(links.iterdir()) == [link]
+            for other in (real, link):
+                assert load_onnx(other).nodes["w"].parameters["tensor"].array()[0] == value_now
+
+
+def test_a_store_of_files_that_links_give_names(tmp_path: Path) -> None:
+    """As caches of downloads do it: the files by their hashes, and a folder of links to them."""
+    files, links = tmp_path / "blobs", tmp_path / "snapshots"
+    files.mkdir()
+    links.mkdir()
+    write_data(files / "0a1b")
+    external_model(files, "m.data").rename(files / "2c3d")
+    (links / "model.onnx").symlink_to(files / "2c3d")
+    (links / "m.data").symlink_to(files / "0a1b")
+    graph = load_onnx(links / "model.onnx")
+    assert graph.nodes["w"].parameters["tensor"].is_mapped
+
+
 def test_what_a_file_said_of_a_value_goes_when_it_is_no_longer_so(tmp_path: Path) -> None:
     model = model_of(
         [helper.make_node("Relu", ["x"], ["h"], "relu"), helper.make_node("Neg", ["h"], ["y"], "neg")],

@@ -6,7 +6,7 @@ change. Only what is certain is an error: an unknown type or shape is never held
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 MAXIMUM_DEPTH = 32
 """How deep subgraphs may be nested."""
+REMEMBERED = 20_000
+"""How many results are kept for nodes of the same kind."""
+_UNKNOWN = TensorType()
 
 
 def check(graph: Graph) -> list[Finding]:
@@ -47,11 +50,23 @@ def check(graph: Graph) -> list[Finding]:
 
 @dataclass(slots=True)
 class _Result:
-    """What is known of one node. Types and values are by output port."""
+    """What is known of one node. Types and values are by output port; `has_own_names` says that they name the node."""
 
     types: dict[str, ValueType] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
+    has_own_names: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """All that counts of an operator node but its inputs' types and values, as a number, and where those come from.
+
+    Equal numbers, types and values give equal results.
+    """
+
+    number: int
+    sources: tuple[PortRef, ...]
 
 
 @dataclass(slots=True)
@@ -87,6 +102,9 @@ class Checker:
         self._bodies: dict[tuple[str, str], _Body] = {}  # by node and parameter
         self._wires = dict(graph.wires)
         self._findings: list[Finding] | None = None
+        self._kinds: dict[str, _Kind] = {}  # of faultless nodes that were examined since they changed themselves
+        self._numbers: dict[Hashable, int] = {}
+        self._seen: dict[tuple[int, tuple[ValueType, ...], tuple[Value | None, ...]], _Result] = {}
         graph.listen(self._hear)
 
     def findings(self) -> list[Finding]:
@@ -159,22 +177,27 @@ class Checker:
     # -- keeping up -----------------------------------------------------------------------------------------------
 
     def _hear(self, edit: Edit) -> None:
+        changed: Collection[str] = ()
         match edit:
             case Add(node):
-                self._stale.add(node.id)
+                changed = (node.id,)
             case Remove(id):
                 self._stale.discard(id)
                 self._nesting.discard(id)
                 self._results.pop(id, None)
+                self._kinds.pop(id, None)
             case Wire(source, target):
                 self._wires[target] = source
-                self._stale.update((source.node, target.node))
+                changed = (source.node, target.node)
             case Cut(target):
-                self._stale.update((self._wires.pop(target).node, target.node))
+                changed = (self._wires.pop(target).node, target.node)
             case Set(node, section, _, _):
                 if section in ("layout", "extra"):
                     return
-                self._stale.update([node] if node else self._graph.nodes)
+                changed = (node,) if node else self._graph.nodes.keys()
+        self._stale.update(changed)
+        for id in changed:
+            self._kinds.pop(id, None)
         self._stale |= self._nesting  # a subgraph may read any value around it
         self._findings = None
 
@@ -200,10 +223,11 @@ class Checker:
                 before = self._results.get(id)
                 after = self._results[id] = self._examine(id)
                 if before is None or before.types != after.types or before.values != after.values:
-                    followers = {t.node for s, t in graph.wires_of(id) if s.node == id}
-                    grown = grown or not followers <= stale
-                    stale |= followers
-                if len(stale) == 0:
+                    for source, target in graph.wires_of(id):
+                        if source.node == id and target.node not in stale:
+                            grown = True
+                            stale.add(target.node)
+                if not stale:
                     return
             if grown or stale:
                 order = graph.order()
@@ -212,8 +236,14 @@ class Checker:
 
     def _examine(self, id: str, sources: Mapping[str, PortRef] | None = None) -> _Result:
         """What is known of a node; with other sources than its own, what would be."""
+        kind = self._kinds.get(id) if sources is None else None
+        if kind is not None:
+            known = self._seen.get((kind.number, *self._arriving(kind.sources)))
+            if known is not None:
+                return known
         state = self._graph.nodes[id]
         node_type = self._graph.node_type(id)
+        is_supposed = sources is not None
         sources = self._graph.inputs_of(id) if sources is None else sources
         if node_type is None:
             return self._examine_unknown(state, sources)
@@ -273,7 +303,38 @@ class Checker:
                 )
             )
         result.findings = tuple(findings)
+        is_plain = node_type.is_operator and node_type.infer.__func__ is Node.infer.__func__  # type: ignore[attr-defined]
+        if is_plain and not (findings or result.has_own_names or id in self._nesting or is_supposed):
+            self._remember(id, node_type, attributes, sources, used, result)
         return result
+
+    def _arriving(self, sources: Sequence[PortRef]) -> tuple[tuple[ValueType, ...], tuple[Value | None, ...]]:
+        """Types and values of a node's connected inputs."""
+        types, values = [], []
+        for source in sources:
+            result = self._results.get(source.node)
+            types.append(result.types.get(source.port, _UNKNOWN) if result else _UNKNOWN)
+            values.append(result.values.get(source.port) if result else None)
+        return tuple(types), tuple(values)
+
+    def _remember(
+        self,
+        id: str,
+        node_type: type[Node],
+        attributes: Mapping[str, Any],
+        sources: Mapping[str, PortRef],
+        used: tuple[str, ...],
+        result: _Result,
+    ) -> None:
+        """Keeps a result that has nothing of its node's own in it, for this node and others of its kind."""
+        from runtime.inference import frozen
+
+        if len(self._seen) >= REMEMBERED:
+            self._seen.clear()
+        signature = (node_type, self._graph.opsets.get(node_type.domain), frozen(attributes), tuple(sources), used)
+        kind = _Kind(self._numbers.setdefault(signature, len(self._numbers)), tuple(sources.values()))
+        self._kinds[id] = kind
+        self._seen[kind.number, *self._arriving(kind.sources)] = result
 
     def type_of_known(self, source: PortRef) -> ValueType:
         """The type that the last examination of a node found: for use while others are stale."""
@@ -321,6 +382,7 @@ class Checker:
         if any(isinstance(value, Typed) for value in attributes.values()):
             return []
         known = infer(node_type, attributes, types, values, len(used), opset, state.id)
+        result.has_own_names = known.has_own_names
         if known.contradiction:
             came = ", ".join(f"{port} {shown(type_)}" for port, type_ in zip(ports, types, strict=True) if type_)
             return [finding_at(state.id, "", f"{known.contradiction} It gets {came}.", code="shape")]

@@ -150,6 +150,7 @@ class Graph:
         self._open: Step | None = None
         self._counters: dict[str, int] = {}
         self._checker: Checker | None = None
+        self._order: tuple[str, ...] | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -193,8 +194,13 @@ class Graph:
         """The sources of a node's connected inputs by port name."""
         return {target.port: self._sources[target] for target in self._incident[id] if target.node == id}
 
-    def order(self) -> list[str]:
+    def order(self) -> tuple[str, ...]:
         """Ids such that a node comes after all that feed it; otherwise in the document's order."""
+        if self._order is None:
+            self._order = self._ordered()
+        return self._order
+
+    def _ordered(self) -> tuple[str, ...]:
         waiting = dict.fromkeys(self._nodes, 0)
         for target in self._sources:
             waiting[target.node] += 1
@@ -210,7 +216,7 @@ class Graph:
                     if not waiting[target.node]:
                         freed.append(target.node)
             ready.extend(reversed(freed))
-        return done
+        return tuple(done)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Graph):
@@ -233,6 +239,7 @@ class Graph:
         twin._incident = {id: dict(targets) for id, targets in self._incident.items()}
         twin._sections = {section: dict(content) for section, content in self._sections.items()}
         twin._counters = dict(self._counters)
+        twin._order = self._order
         return twin
 
     # -- what may be wired --------------------------------------------------------------------------------------
@@ -301,6 +308,8 @@ class Graph:
         return inverse
 
     def _perform(self, edit: Edit) -> Edit:
+        if not isinstance(edit, Set):
+            self._order = None
         match edit:
             case Add(node, index):
                 return self._add(node, index)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import count
 from typing import Any
@@ -49,11 +49,15 @@ _MINTED = re.compile(r"\b_d(\d+)\b")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Types and values of a node's outputs by position, and a contradiction in its inputs, if there is one."""
+    """Types and values of a node's outputs by position, and a contradiction in its inputs, if there is one.
+
+    `has_own_names` says that some dimensions have names that were made for them.
+    """
 
     types: tuple[ValueType | None, ...] = ()
     values: tuple[Value | None, ...] = ()
     contradiction: str = ""
+    has_own_names: bool = False
 
 
 @dataclass(slots=True)
@@ -80,7 +84,7 @@ def infer(
 
     Dimensions that nothing tells get names that begin with an underscore and end with a number, unique by `id`.
     """
-    signature = (node_type, opset, _frozen(attributes), inputs, values, outputs)
+    signature = (node_type, opset, frozen(attributes), inputs, values, outputs)
     known = _memory.results.get(signature)
     if known is None:
         if len(_memory.results) >= REMEMBERED:
@@ -109,7 +113,7 @@ def _infer(
             return Known(contradiction=message)
         known = Known(tuple(_corrected(question, type_) for type_ in known.types), known.values)
     types = [known.types[index] if index < len(known.types) else None for index in range(outputs)]
-    return Known(_named(tuple(map(_agreed, types, refined or types))), known.values)
+    return _marked(Known(_named(tuple(map(_agreed, types, refined or types))), known.values))
 
 
 def _node(
@@ -263,12 +267,12 @@ def _sentence(error: Exception) -> str:
     return message if message.endswith(".") else message + "."
 
 
-def _frozen(value: Any) -> Any:
+def frozen(value: Any) -> Any:
     """A hashable twin of an attribute value (or a mapping of them); subgraphs stand for themselves."""
     if isinstance(value, Mapping):
-        return tuple(sorted((name, _frozen(item)) for name, item in value.items()))
+        return tuple(sorted((name, frozen(item)) for name, item in value.items()))
     if isinstance(value, list | tuple):
-        return tuple(_frozen(item) for item in value)
+        return tuple(frozen(item) for item in value)
     if isinstance(value, float):
         return repr(value)  # NaN equals itself here, and -0.0 is not 0.0
     return (type(value).__name__, value) if isinstance(value, bool | int) else value
@@ -287,7 +291,7 @@ def _names_of(types: tuple[ValueType | None, ...]) -> set[str]:
 
 def _renamed(known: Known, id: str) -> Known:
     """The result with names that the package minted made unique to a node."""
-    if not _has_minted(known):
+    if not known.has_own_names:
         return known
     stem = re.sub(r"\W", "_", id)
 
@@ -300,15 +304,16 @@ def _renamed(known: Known, id: str) -> Known:
         return type_
 
     values = tuple(tuple(map(dimension, value)) if isinstance(value, tuple) else value for value in known.values)
-    return Known(tuple(map(renamed, known.types)), values, known.contradiction)
+    return replace(known, types=tuple(map(renamed, known.types)), values=values)
 
 
-def _has_minted(known: Known) -> bool:
+def _marked(known: Known) -> Known:
+    """The result, with a mark if the package minted names for it."""
     dimensions: list[Dimension] = [item for value in known.values if isinstance(value, tuple) for item in value]
     for type_ in known.types:
         if isinstance(type_, TensorType) and type_.shape:
             dimensions += type_.shape
-    return any(isinstance(item, str) and "_d" in item for item in dimensions)
+    return replace(known, has_own_names=any(isinstance(item, str) and "_d" in item for item in dimensions))
 
 
 # -- to and from onnx_ir ------------------------------------------------------------------------------------------

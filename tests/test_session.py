@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qmoe_node
 from runtime import Cancelled, Graph, GraphError, NodeState, Session, Tensor, catalog
 from runtime.graph import Add
 from runtime.node import In, Inference, Node, NodeContext, Out
 from runtime.types import ElementType, TensorType
+from tests.qmoe_layers import make_layer
 
 BACKENDS = ("onnxruntime", "numpy")
 RNG = np.random.default_rng(7)
@@ -500,3 +502,9 @@ def test_backends_agree_and_probes_change_nothing(operators: list[str], data: st
     np.testing.assert_allclose(alone, plain_output, rtol=1e-5, atol=1e-6)
     for probe in probes:
         np.testing.assert_allclose(native.last_run.probes[probe], plain.last_run.probes[probe], rtol=1e-5, atol=1e-6)
+
+
+def test_a_session_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    inputs, attributes = make_layer(bits=(8, 8, 8), block_size=32, hidden=64, inter=64)
+    qmoe_node.evaluate(inputs, attributes, backend="onnxruntime")
+    assert "".join(capfd.readouterr()) == ""

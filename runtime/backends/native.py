@@ -52,6 +52,8 @@ _NODE_IN_MESSAGE = (
 _NOISE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ ")
 _QUIET = 4
 """Log level: fatal only. What goes wrong comes back as an exception."""
+_USUAL = 2
+"""ONNX Runtime's own log level: warnings too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class NativePiece:
             options.add_initializer(name, value)
         size = sum(value.tensor_size_in_bytes() for value in self._weights.values())
         try:
-            with weights_folder(size) as folder:
+            with weights_folder(size) as folder, _without_warnings(bool(self._feeds)):
                 if folder is not None:
                     options.add_session_config_entry(
                         "session.model_external_initializers_file_folder_path", str(folder)
@@ -270,6 +272,18 @@ def _document_nodes(graph: ir.Graph) -> dict[str, str]:
 def _is_foreign_type(text: str) -> bool:
     """Whether values of ONNX Runtime's type string hold elements that NumPy lacks."""
     return any(part in text for part in ("bfloat16", "float8", "float4", "int4", "int2)"))
+
+
+@contextmanager
+def _without_warnings(wanted: bool) -> Iterator[None]:
+    """Spares the user kernels' warnings, past the session's log level, that they are not used in their rounding way."""
+    if wanted:
+        onnxruntime.set_default_logger_severity(_QUIET)
+    try:
+        yield
+    finally:
+        if wanted:
+            onnxruntime.set_default_logger_severity(_USUAL)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from runtime.types import ElementType, TensorType
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from runtime.lowering import Site, Tape
+    from runtime.lowering import Site
+    from runtime.tape import Tape
 
 DOMAIN = "qmoe.portable"
 """The domain of the functions that `expand` writes."""

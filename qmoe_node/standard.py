@@ -15,7 +15,7 @@ from runtime.types import ElementType
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-    from runtime.lowering import Tape
+    from runtime.tape import Tape
 
 FLOAT = int(ElementType.FLOAT)
 

@@ -7,10 +7,9 @@ the site (the node's inputs, their types and constant values), writes new nodes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from runtime import catalog
@@ -19,6 +18,7 @@ from runtime.backends.ortvalues import document_tensor
 from runtime.errors import Finding, GraphError
 from runtime.ir_tensors import GraphTensor
 from runtime.node import Node
+from runtime.tape import OWNER, Tape, tensor_type
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType, ValueType
 
@@ -27,78 +27,6 @@ STANDARD_OPSET = 21
 
 FEEDS = "qmoe.feeds"
 """Where a model's `meta` holds the tensors that every run must be fed, by value name."""
-
-OWNER = "qmoe.node"
-"""The entry of a node's metadata that names the document's node."""
-
-
-class Tape:
-    """Writes nodes one after the other; every operation returns its output value."""
-
-    def __init__(self, prefix: str, owner: str, opset: int, taken: Set[str] = frozenset()) -> None:
-        self.prefix = prefix
-        self.owner = owner
-        self.opset = opset
-        self.taken = taken
-        self.nodes: list[ir.Node] = []
-        self._count = [0]
-
-    def op(
-        self,
-        operator: str,
-        inputs: Sequence[ir.Value | None],
-        *,
-        domain: str = "",
-        name: str = "",
-        **attributes: Any,
-    ) -> ir.Value:
-        """Appends a node with one output, which it returns."""
-        return self.ops(operator, inputs, 1, domain=domain, name=name, **attributes)[0]
-
-    def ops(
-        self,
-        operator: str,
-        inputs: Sequence[ir.Value | None],
-        outputs: int,
-        *,
-        domain: str = "",
-        name: str = "",
-        **attributes: Any,
-    ) -> Sequence[ir.Value]:
-        """Appends a node with several outputs."""
-        node = ir.node(operator, inputs, attributes, domain=domain, num_outputs=outputs)
-        node.name = name or self.unique(operator)
-        node.metadata_props[OWNER] = self.owner
-        for index, value in enumerate(node.outputs):
-            value.name = f"{self.unique(operator)}.{index}"
-        self.nodes.append(node)
-        return node.outputs
-
-    def literal(self, value: Any, dtype: Any) -> ir.Value:
-        """A small constant."""
-        return self.op("Constant", [], value=ir.tensor(np.asarray(value, dtype)))
-
-    def unique(self, what: str) -> str:
-        """A name for a new node or value that belongs to this tape."""
-        while True:
-            self._count[0] += 1
-            name = f"{self.prefix}/{what}.{self._count[0]}"
-            if name not in self.taken:  # a model that was lowered before has names of this form
-                return name
-
-    def inner(self) -> Tape:
-        """A tape for the nodes of a subgraph, which may use this one's values."""
-        tape = Tape(self.prefix, self.owner, self.opset, self.taken)
-        tape._count = self._count
-        return tape
-
-    def graph(self, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]) -> ir.Graph:
-        """What is on the tape, as a subgraph."""
-        return ir.Graph(inputs, outputs, nodes=self.nodes, name=self.unique("body"))
-
-    def formal(self, element: ElementType, shape: Sequence[int | str | None]) -> ir.Value:
-        """A formal input of a subgraph."""
-        return ir.Value(name=self.unique("value"), type=_ir_type(element), shape=ir.Shape(shape))
 
 
 class Site(Tape):
@@ -142,7 +70,7 @@ class Site(Tape):
         graph = self.node.graph
         if isinstance(graph, ir.Function):  # functions have no initializers
             return self.op("Constant", [], value=content)
-        value = ir.Value(name=name, type=_ir_type(tensor.element), shape=ir.Shape(tensor.shape), const_value=content)
+        value = ir.Value(name=name, type=tensor_type(tensor.element), shape=ir.Shape(tensor.shape), const_value=content)
         assert graph is not None
         graph.register_initializer(value)
         return value
@@ -154,7 +82,7 @@ class Site(Tape):
         """
         graph = self.model.graph
         name = self.unique(what)
-        value = ir.Value(name=name, type=_ir_type(tensor.element), shape=ir.Shape(tensor.shape))
+        value = ir.Value(name=name, type=tensor_type(tensor.element), shape=ir.Shape(tensor.shape))
         graph.inputs.append(value)
         if self._feeds:
             self.model.meta.setdefault(FEEDS, {})[name] = tensor
@@ -225,7 +153,7 @@ def _rewrite(
     ]
     if found:
         model.opset_imports.setdefault("", STANDARD_OPSET)
-    taken = _names(model) if found else set()
+    taken = names_of(model) if found else set()
     errors: list[Finding] = []
     for node, owner, node_type in found:
         try:
@@ -236,7 +164,7 @@ def _rewrite(
         raise GraphError(errors)
 
 
-def _names(model: ir.Model) -> set[str]:
+def names_of(model: ir.Model) -> set[str]:
     """The names of all nodes and values."""
     names: set[str] = set()
     graphs: list[Any] = [model.graph, *model.functions.values()]
@@ -288,7 +216,7 @@ def add_function(
     if (domain, name, "") in model.functions:
         return
     formals = {
-        port: ir.Value(name=port, type=_ir_type(type.element) if type.element else None)
+        port: ir.Value(name=port, type=tensor_type(type.element) if type.element else None)
         for port, type in inputs.items()
     }
     tape = Tape(name, "", site.opset)
@@ -316,10 +244,6 @@ def _drop_unused(value: ir.Value) -> None:
     graph = value.graph
     if graph is not None and value.name is not None:
         del graph.initializers[value.name]
-
-
-def _ir_type(element: ElementType) -> ir.TensorType:
-    return ir.TensorType(ir.DataType(int(element)))
 
 
 def _type_of(value: ir.Value) -> ValueType:

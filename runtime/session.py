@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,13 +20,20 @@ from runtime.guard import Guard, input_names
 from runtime.nodes.terminals import Initializer, Output
 from runtime.types import ElementType, TensorType, ValueType
 
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from runtime.gradients import Backward
+
 BACKENDS = ("onnxruntime", "numpy")
 PRECISIONS = ("exact", "fast")
+TRAINABLE = "trainable weight"
 
 
 @dataclass(slots=True)
 class Run:
-    """What a run left beside its outputs: seconds by node id, and the probed values by "node.port".
+    """What a run left beside its outputs: seconds by node id, the probed values (of a backward pass: gradients) by
+    "node.port", and of a backward pass how many bytes each node's gradient read of what the forward pass kept.
 
     Of ONNX Runtime, `times` are those of its kernels; what it spent in kernels that belong to no single node is under
     the empty id.
@@ -34,6 +41,7 @@ class Run:
 
     times: dict[str, float] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
+    kept: dict[str, int] = field(default_factory=dict)
 
 
 class _Engine(Protocol):
@@ -97,6 +105,7 @@ class Session:
         self._untyped = [name for name, type in self.inputs.items() if type == TensorType() or not _has_element(type)]
         self._prepared: OrderedDict[tuple[Any, ...], _Prepared] = OrderedDict()
         self._current: _Prepared | None = None
+        self._last: tuple[_Prepared, Mapping[str, Any]] | None = None
         if not self._untyped:
             self._current = self._prepared[()] = _Prepared(self._graph, checker, self._settings)
 
@@ -135,10 +144,15 @@ class Session:
         feeds = self._acceptor.accept(inputs)
         prepared = self._current if not self._untyped else self._typed(feeds)
         assert prepared is not None
+        self._last = prepared, feeds
         if prepared.guard.is_needed and prepared.guard.check(feeds):
             prepared.rebuild()
         if not probes and not (check_numerics or times) and progress is None and cancel is None:
-            return dict(zip(self._wanted, prepared.engine.run(feeds, self._wanted, _UNOBSERVED), strict=True))
+            names = self._wanted + prepared.keeps
+            results = prepared.engine.run(feeds, names, _UNOBSERVED)
+            if prepared.keeps:
+                prepared.kept = feeds, dict(zip(names, results, strict=True))
+            return dict(zip(self._wanted, results, strict=False))
         control = Control(progress, cancel, {} if times else None)
         asked = [_parse(probe) for probe in probes]
         watched = prepared.watched() if check_numerics else []
@@ -149,6 +163,42 @@ class Session:
             progress(control.total, control.total, "")
         self.last_run = Run(control.times or {}, {str(probe): values[probe] for probe in asked})
         return {name: values[name] for name in self._wanted}
+
+    def backward(
+        self,
+        gradients: Mapping[str, Any],
+        wanted: Sequence[str] | None = None,
+        *,
+        probes: Iterable[PortRef | str] = (),
+        times: bool = False,
+        progress: Progress | None = None,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Gradients with respect to inputs and weights by name, at the inputs of the last `forward`.
+
+        `gradients` gives the gradient of each output that counts: an array of its shape, or a number for all of its
+        elements; for a loss it is 1.0. Gradients of several outputs add up. `wanted` are names of inputs and
+        initializers; by default all inputs of floats and all trainable weights. What the outputs do not depend on has
+        a gradient of zeros. `probes` are output ports whose gradients are wanted too; they are in `last_run.probes`,
+        and `last_run.kept` says how many bytes of the forward pass each node's backward pass reads. `times`,
+        `progress` and `cancel` as for `forward`.
+
+        The first call runs the forward pass once more; from then on `forward` keeps what is needed. GraphError names a
+        node that has no gradient, or keeps nothing because its `training?` is off.
+        """
+        if self._last is None:
+            raise GraphError(
+                Finding("There is nothing to go back through yet.", remedy="Call forward first.", code="backward")
+            )
+        prepared, feeds = self._last
+        names = self._wanted_gradients(wanted)
+        asked = [_parse(probe) for probe in probes]
+        control = Control(progress, cancel, {} if times else None)
+        found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
+        if progress is not None:
+            progress(control.total, control.total, "")
+        self.last_run = Run(control.times or {}, {str(probe): found[probe] for probe in asked}, kept)
+        return {name: found[name] for name in names}
 
     def _typed(self, feeds: Mapping[str, Any]) -> _Prepared:
         """The graph prepared for these element types, where it leaves some open."""
@@ -169,6 +219,54 @@ class Session:
         self._current = self._prepared[key]
         return self._current
 
+    def _wanted_gradients(self, wanted: Sequence[str] | None) -> list[str]:
+        """The names of inputs and initializers whose gradients are wanted; GraphError for one that can have none."""
+        weights = {
+            str(state.parameters.get("name") or id): state
+            for id, state in self._graph.nodes.items()
+            if state.type == Initializer.type_name()
+        }
+        known: dict[str, ValueType] = dict(self.inputs)
+        known |= {name: state.parameters["tensor"].type for name, state in weights.items()}
+        if wanted is None:
+            trainable = [n for n, state in weights.items() if state.parameters.get("training_type") == TRAINABLE]
+            return [name for name in dict.fromkeys([*self.inputs, *trainable]) if _is_float_type(known[name])]
+        for name in wanted:
+            if name not in known:
+                raise GraphError.at(
+                    name, "", "There is no input and no initializer of this name.", f"There are {', '.join(known)}."
+                )
+            if not _is_float_type(known[name]):
+                raise GraphError.at(name, "", f"Only floats have a gradient, and this is {known[name]}.", code="type")
+        return list(wanted)
+
+    def _seeds(self, gradients: Mapping[str, Any]) -> dict[str, Any]:
+        for name in gradients:
+            if name not in self.outputs:
+                there = f"The outputs are {', '.join(self.outputs)}."
+                raise GraphError.at(name, "", "The graph has no such output.", there, "surplus-output")
+        if not gradients:
+            raise GraphError(
+                Finding(
+                    "A backward pass starts at an output, and none was given.",
+                    remedy=f"Give its gradient: {{{next(iter(self.outputs), 'loss')!r}: 1.0}}.",
+                    code="missing-input",
+                )
+            )
+        return dict(gradients)
+
+
+def seed(name: str, given: Any, output: np.ndarray) -> np.ndarray:
+    """The gradient of an output in its shape and type; GraphError if what was given does not fit."""
+    array = np.asarray(given)
+    if array.dtype.kind not in "fiu" and array.dtype != output.dtype:
+        raise GraphError.at(name, "", f"The gradient of an output is an array of numbers; {array.dtype} came.")
+    if array.ndim and array.shape != output.shape:
+        raise GraphError.at(
+            name, "", f"Its gradient must have its shape, {list(output.shape)}; {list(array.shape)} came.", code="shape"
+        )
+    return np.array(np.broadcast_to(array, output.shape), output.dtype)
+
 
 _UNOBSERVED = Control()
 
@@ -181,6 +279,11 @@ class _Prepared:
         self._checker = checker
         self._settings = settings
         self.guard = Guard(graph, checker) if settings[0] == "onnxruntime" else _NoGuard()
+        self.keeps: tuple[str, ...] = ()
+        """What a forward pass keeps for the backward pass, beside the outputs."""
+        self.kept: tuple[Mapping[str, Any], dict[str, Any]] = {}, {}
+        """The inputs of the last forward pass that kept something, and what it kept."""
+        self._backwards: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Backward, _Engine]] = OrderedDict()
         self._ports: dict[PortRef, str] = {}
         self._tensors = {
             PortRef(id, "value"): state.parameters["tensor"]
@@ -194,21 +297,77 @@ class _Prepared:
         compiled = compile_graph(self.graph)
         self._ports = dict(compiled.values)
         compiled.mark_nodes()
+        compiled.give_types(self._checker.type_of)
+        self.engine = self._engine(compiled.model, self.guard.barriers)
+
+    def _engine(self, model: ir.Model, barriers: frozenset[str] = frozenset()) -> _Engine:
+        """What runs a model, which it takes over."""
         backend, providers, threads, precision, as_is = self._settings
-        self.engine: _Engine
         if backend == "numpy":
             from runtime.backends.numpy import Engine as NumpyEngine
             from runtime.backends.onnxruntime import inline_functions
 
-            inline_functions(compiled.model)
-            self.engine = NumpyEngine(compiled.model)
-        else:
-            from runtime.backends.native import Options, check_providers
-            from runtime.backends.onnxruntime import Engine as NativeEngine
+            inline_functions(model)
+            return NumpyEngine(model)
+        from runtime.backends.native import Options, check_providers
+        from runtime.backends.onnxruntime import Engine as NativeEngine
 
-            options = Options(check_providers(providers), threads or 0, precision, as_is)
-            compiled.give_types(self._checker.type_of)
-            self.engine = NativeEngine(compiled.model, options, self.guard.barriers)
+        options = Options(check_providers(providers), threads or 0, precision, as_is)
+        return NativeEngine(model, options, barriers)
+
+    def backward(
+        self,
+        feeds: Mapping[str, Any],
+        given: Mapping[str, Any],
+        wanted: Sequence[str],
+        ports: Sequence[PortRef],
+        control: Control,
+    ) -> tuple[dict[str | PortRef, np.ndarray], dict[str, int]]:
+        """Gradients by name and by port, from those of the outputs; and the bytes kept for each node."""
+        names: dict[str | PortRef, str] = {name: name for name in wanted} | {
+            port: self._name_of(port) for port in ports
+        }
+        key = (tuple(given), tuple(names.values()))
+        if key not in self._backwards:
+            while len(self._backwards) >= 4:
+                self._backwards.popitem(last=False)
+            self._backwards[key] = self._prepare_backward(*key)
+        self._backwards.move_to_end(key)
+        plan, engine = self._backwards[key]
+        kept = self._forward(feeds, (*given, *dict.fromkeys(name for group in plan.kept.values() for name in group)))
+        inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
+        inputs |= {name: kept[name] for group in plan.kept.values() for name in group}
+        computed = tuple(dict.fromkeys(plan.gradients.values()))
+        values = inputs | dict(zip(computed, engine.run(inputs, computed, control), strict=True))
+        results: dict[str | PortRef, np.ndarray] = {}
+        for place, name in names.items():
+            found = plan.gradients.get(name)
+            results[place] = np.zeros_like(self._value(name, feeds)) if found is None else values[found]
+        return results, {node: sum(kept[name].nbytes for name in group) for node, group in plan.kept.items() if group}
+
+    def _prepare_backward(self, outputs: Sequence[str], wanted: Sequence[str]) -> tuple[Backward, _Engine]:
+        from runtime.backends.onnxruntime import inline_functions
+        from runtime.gradients import backward_model
+
+        compiled = compile_graph(self.graph)
+        compiled.mark_nodes()
+        inline_functions(compiled.model)
+        compiled.give_types(self._checker.type_of)
+        plan = backward_model(compiled.model, outputs, list(dict.fromkeys(wanted)))
+        return plan, self._engine(plan.model)
+
+    def _forward(self, feeds: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+        """Values of a forward pass: what the last one kept, or those of another one, and from then on kept."""
+        missing = [name for name in names if name not in feeds and name not in self.keeps]
+        if missing:
+            self.keeps = (*self.keeps, *missing)
+        if self.kept[0] is not feeds or missing:
+            self.kept = feeds, dict(zip(self.keeps, self.engine.run(feeds, self.keeps, Control()), strict=True))
+        return {**feeds, **self.kept[1]}
+
+    def _value(self, name: str, feeds: Mapping[str, Any]) -> Any:
+        tensor = next((t for port, t in self._tensors.items() if self._ports.get(port) == name), None)
+        return tensor.array() if tensor is not None else self._forward(feeds, (name,))[name]
 
     def watched(self) -> list[PortRef]:
         """The output ports of all nodes whose values the model computes, in an order in which they run."""
@@ -289,6 +448,10 @@ def _is_float(value: Any) -> bool:
     if not isinstance(value, np.ndarray) or value.dtype.kind in "OUSTbiu":
         return False
     return value.dtype.kind == "c" or ElementType.of(value.dtype).is_float
+
+
+def _is_float_type(type: ValueType) -> bool:
+    return isinstance(type, TensorType) and (type.element is None or type.element.is_float)
 
 
 def _has_element(type: ValueType) -> bool:

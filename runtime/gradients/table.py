@@ -1,0 +1,29 @@
+"""The table of gradients: every operator that has one, and how it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TypeAlias
+
+import onnx_ir as ir
+
+from runtime.gradients import elementwise, products, reductions, shaping
+from runtime.gradients.expressions import Expr
+from runtime.gradients.walk import Call, Rule
+
+Form: TypeAlias = "Callable[[Call], Sequence[Expr] | Expr]"
+
+RULES: Mapping[str, tuple[Rule, bool]] = {
+    **{name: (rule, True) for name, rule in elementwise.RULES.items()},
+    **{name: (rule, False) for table in (products, reductions, shaping) for name, rule in table.RULES.items()},
+}
+"""By operator: its rule, and whether the gradients are those of inputs that were broadcast to the output's shape."""
+
+FORMS: Mapping[str, Form] = {}
+"""By operator: what it is in simpler operators, through which its gradient is found."""
+
+WITH_SUBGRAPHS: Mapping[str, Callable[[Call, Collection[ir.Value]], dict[ir.Value, Expr]]] = {}
+"""Operators with subgraphs: gradients of the values that they read, given those that a gradient is wanted of."""
+
+FLAT = elementwise.FLAT
+"""Operators without a slope: nothing flows back through them, and nothing is missing where it does not."""

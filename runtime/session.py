@@ -337,8 +337,9 @@ class _Prepared:
         kept = self._forward(feeds, (*given, *dict.fromkeys(name for group in plan.kept.values() for name in group)))
         inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
         inputs |= {name: kept[name] for group in plan.kept.values() for name in group}
-        computed = tuple(dict.fromkeys(plan.gradients.values()))
-        values = inputs | dict(zip(computed, engine.run(inputs, computed, control), strict=True))
+        computed = tuple(name for name in dict.fromkeys(plan.gradients.values()) if name not in inputs)
+        read = {name: inputs[name] for name in plan.inputs}
+        values = inputs | (dict(zip(computed, engine.run(read, computed, control), strict=True)) if computed else {})
         results: dict[str | PortRef, np.ndarray] = {}
         for place, name in names.items():
             found = plan.gradients.get(name)

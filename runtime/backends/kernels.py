@@ -1,13 +1,15 @@
-"""Kernels of our own for standard operators: those that run subgraphs, those around optional values, and Scatter.
+"""Kernels of our own for standard operators: those that run subgraphs, those around optional values, and a few more.
 
 `onnx.reference` runs subgraphs with an evaluator of its own, which knows none of our kernels, leaves out scan axes and
-directions, makes a sequence of an optional value, and has no Scatter. Formulas: the ONNX operator specification.
+directions, makes a sequence of an optional value, has no Scatter, rounds Erf to float32, and pads by no negative
+widths. Formulas: the ONNX operator specification.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from math import erf, pi, sqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -158,11 +160,51 @@ def _scatter(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     return (result,)
 
 
+def _erf(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Erf in the precision of its input; `onnx.reference` has that of float32."""
+    (x,) = inputs
+    return (np.asarray(_erf_of(x.astype(np.float64))).astype(x.dtype),)
+
+
+_erf_of = np.vectorize(erf, otypes=[np.float64])
+
+
+def _gelu(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Gelu in the precision of its input, where `onnx.reference` has that of float32."""
+    (given,) = inputs
+    x = given.astype(np.float64)
+    if attributes.get("approximate", "none") == "tanh":
+        y = 0.5 * x * (1 + np.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
+    else:
+        y = 0.5 * x * (1 + _erf_of(x * sqrt(0.5)))
+    return (np.asarray(y).astype(given.dtype),)
+
+
+def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Pad, which also cuts off where pads are negative."""
+    x, pads, value, axes = [*inputs, None, None, None][:4]
+    pads = np.asarray(attributes.get("pads") if pads is None else pads).reshape(2, -1)
+    chosen = range(x.ndim) if axes is None else [int(axis) % x.ndim for axis in axes]
+    widths = [(0, 0)] * x.ndim
+    for axis, begin, end in zip(chosen, *pads.tolist(), strict=True):
+        widths[axis] = (begin, end)
+    cut = tuple(slice(max(0, -b), size - max(0, -e)) for (b, e), size in zip(widths, x.shape, strict=True))
+    added = [(max(0, begin), max(0, end)) for begin, end in widths]
+    mode = attributes.get("mode", "constant")
+    if mode != "constant":
+        return (np.pad(x[cut], added, mode=mode),)
+    fill = attributes.get("value", 0) if value is None else value
+    return (np.pad(x[cut], added, constant_values=np.asarray(fill).reshape(()).astype(x.dtype)),)
+
+
 PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
+    "Erf": _erf,
+    "Gelu": _gelu,
     "Identity": _identity,
     "Optional": _optional,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,
+    "Pad": _pad,
     "Scatter": _scatter,
 }
 """By type name: kernels on positional inputs and attributes. An absent optional value is None."""

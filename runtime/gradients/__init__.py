@@ -44,6 +44,7 @@ class Backward:
     document's node whose gradient needs them; see `Differentiated` for the rest."""
 
     model: ir.Model
+    inputs: Sequence[str]
     seeds: Mapping[str, str]
     gradients: Mapping[str, str]
     kept: Mapping[str, Sequence[str]]
@@ -59,13 +60,13 @@ def backward_model(model: ir.Model, outputs: Sequence[str], wanted: Sequence[str
         for value in sorted(read_by(node), key=lambda value: value.name or ""):
             if value not in own and (value.is_graph_input() or not value.is_initializer()):
                 read[value] = None
-                names = kept.setdefault(document_node(node), [])
-                if value.name not in {*names, *added.seeds.values()}:
-                    names.append(str(value.name))
-    results = {value.name: value for node in added.nodes for value in node.outputs} | {v.name: v for v in read}
-    gradients = dict(added.gradients)
-    piece = Piece(True, list(added.nodes), list(read), [results[name] for name in dict.fromkeys(gradients.values())])
-    return Backward(extract(model, piece), added.seeds, gradients, kept)
+                group = kept.setdefault(document_node(node), [])
+                if value.name not in {*group, *added.seeds.values()}:
+                    group.append(str(value.name))
+    results = {value.name: value for value in own}
+    names = dict.fromkeys(name for name in added.gradients.values() if name in results)
+    piece = Piece(True, list(added.nodes), list(read), [results[name] for name in names])
+    return Backward(extract(model, piece), [str(value.name) for value in read], added.seeds, added.gradients, kept)
 
 
 def differentiate(model: ir.Model, outputs: Sequence[str], wanted: Sequence[str]) -> Differentiated:

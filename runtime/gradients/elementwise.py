@@ -34,14 +34,19 @@ def _power(n: Call) -> Gradients:
 
 
 def _clip(n: Call) -> Gradients:
-    """What is at a bound still passes; what is beyond goes to the bound."""
-    inside, low, high = n.d, None, None
+    """min(max(x, low), high). What is at a bound still passes; what is beyond goes to the bound."""
+    inside, low, raised = n.d, None, n.a
+    high = None
     if n.has(1):
-        low = n.op.Where(n.a < n.b, n.d, zero(n.d))
-        inside = n.op.Where(n.a < n.b, zero(n.d), inside)
+        raised = n.op.Max(n.a, n.b)
     if n.has(2):
-        high = n.op.Where(n.a > n.c, n.d, zero(n.d))
-        inside = n.op.Where(n.a > n.c, zero(n.d), inside)
+        above = raised > n.c
+        high = n.op.Where(above, n.d, zero(n.d))
+        inside = n.op.Where(above, zero(n.d), inside)
+    if n.has(1):
+        below = n.a < n.b
+        low = n.op.Where(below, inside, zero(n.d))
+        inside = n.op.Where(below, zero(n.d), inside)
     return inside, low, high
 
 
@@ -118,15 +123,14 @@ def _mish(n: Call) -> Gradients:
 
 def _dropout(n: Call) -> Gradients:
     """What was dropped passes nothing, the rest is scaled as it was; without training mode, all passes."""
-    mode = n.x[2].known() if n.has(2) and n.x[2] is not None else np.asarray(False)
-    if mode is None:
-        raise n.error("whether it drops is not known before the run.", "Make training_mode a constant.")
-    if not mode:
+    mode = n.c.known() if n.has(2) else np.asarray(False)
+    if mode is not None and not mode:
         return n.d
-    ratio = n.b.cast(n.d.element) if n.has(1) else n.op.operand(0.5, n.d)
     if len(n.y) < 2:
-        raise n.error("its mask is needed.", "Give its second output a name or a wire.")
-    return n.op.Where(n.y[1], n.d / (1 - ratio), zero(n.d))
+        raise n.error("it needs to know what was dropped.", "Give its second output, the mask, a name or a wire.")
+    ratio = n.b.cast(n.d.element) if n.has(1) else n.op.operand(0.5, n.d)
+    scaled = n.op.Where(n.c, n.d / (1 - ratio), n.d)
+    return n.op.Where(n.y[1], scaled, zero(n.d))
 
 
 RULES: dict[str, Rule] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from string import ascii_letters
+
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Gradients, Rule, sum_to
 
@@ -70,12 +72,16 @@ def _gemm(n: Call) -> Gradients:
 def _einsum(n: Call) -> Gradients:
     """Each operand's gradient is an Einsum of the output's gradient and the other operands."""
     equation = str(n.get("equation", "")).replace(" ", "")
-    if "." in equation:
-        raise n.error("the equation has an ellipsis.", "Write the dimensions out.")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
-        right = "".join(sorted(letter for letter in set(left) - {","} if left.count(letter) == 1))
+        right = "..." * ("." in left)
+        right += "".join(sorted(letter for letter in set(left) - set(",.") if left.count(letter) == 1))
+    if "." in left:
+        free = sorted(set(ascii_letters) - set(equation))
+        most = max(n[i].rank - len(term) + 3 for i, term in enumerate(terms) if "." in term)
+        terms = [t.replace("...", "".join(free[most - n[i].rank + len(t) - 3 : most])) for i, t in enumerate(terms)]
+        right = right.replace("...", "".join(free[:most]))
     gradients: list[Expr | None] = []
     for position, term in enumerate(terms):
         if not n.needs[position]:
@@ -91,7 +97,7 @@ def _einsum(n: Call) -> Gradients:
         missing = [axis for axis, letter in enumerate(term) if letter not in there]
         if missing:  # summed over right away: every element counts the same
             gradient = n.op.Expand(n.op.Unsqueeze(gradient, missing), n.op.Shape(n[position]))
-        gradients.append(gradient)
+        gradients.append(sum_to(gradient, n[position]))
     return gradients
 
 

@@ -32,7 +32,7 @@ def kept(n: Call, value: Expr) -> Expr:
         return value
     if isinstance(axes, list):
         return n.op.Unsqueeze(value, axes)
-    return n.op.Reshape(value, n.op.Shape(n.op.ReduceMax(n.a, axes, keepdims=1)))
+    return n.op.Reshape(value, n.op.Shape(n.op.ReduceSum(n.a, axes, keepdims=1)))
 
 
 def spread(n: Call, value: Expr) -> Expr:

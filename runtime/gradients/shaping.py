@@ -18,7 +18,7 @@ def integer(number: int) -> np.ndarray:
 
 def reshaped(n: Call) -> Gradients:
     """For operators that change nothing but the shape."""
-    return n.op.Reshape(n.d, n.op.Shape(n.a))
+    return n.op.Reshape(n.d, n.op.Shape(n.a), allowzero=1 if n.op.opset >= 14 else None)
 
 
 def zeros_of(n: Call, x: Expr) -> Expr:
@@ -37,14 +37,21 @@ def add_at(n: Call, operator: str, zeros: Expr, indices: Expr, updates: Expr, **
     return result
 
 
-def from_where_they_came(n: Call, select: Callable[[Expr], Expr]) -> Expr:
-    """The gradient of the first input of an operator that picks elements: `select` picks their positions instead."""
+def from_where_they_came(n: Call, select: Callable[[Expr], Expr], repeats: bool = False) -> Expr:
+    """The gradient of the first input of an operator that picks elements: `select` picks their positions instead.
+
+    `repeats` says that it may pick one more than once.
+    """
     op = n.op
     size = op.Size(n.a)
     positions = op.Reshape(op.Range(op.constant(integer(0)), size, op.constant(integer(1))), op.Shape(n.a))
     flat = op.Reshape(select(positions), [-1])
     zeros = op.Expand(op.operand(0.0, n.d), op.Unsqueeze(size, [0]))
-    back = add_at(n, "ScatterElements", zeros, flat, op.Reshape(n.d, [-1]), axis=0)
+    updates = op.Reshape(n.d, [-1])
+    if repeats:
+        back = add_at(n, "ScatterElements", zeros, flat, updates, axis=0)
+    else:
+        back = op.ScatterElements(zeros, flat, updates, axis=0)
     return op.Reshape(back, op.Shape(n.a))
 
 
@@ -99,7 +106,7 @@ def _pad(n: Call) -> Gradients:
     op, mode = n.op, n.get("mode", "constant")
     axes = n.x[3] if n.has(3) else None
     if mode != "constant":
-        return from_where_they_came(n, lambda positions: op.Pad(positions, n.b, None, axes, mode=mode))
+        return from_where_they_came(n, lambda positions: op.Pad(positions, n.b, None, axes, mode=mode), True)
     inner = op.Pad(n.d, -n.b, None, axes)
     constant = op.ReduceSum(n.d, keepdims=0) - op.ReduceSum(inner, keepdims=0) if n.has(2) and n.needs[2] else None
     if constant is not None and n.c.shape is not None and len(n.c.shape):
@@ -111,7 +118,7 @@ def _gather(n: Call) -> Gradients:
     axis = n.get("axis", 0)
     if n.a.shape is not None and axis % n.a.rank == 0:
         return add_at(n, "ScatterND", zeros_of(n, n.a), n.op.Unsqueeze(n.b, [-1]), n.d)
-    return from_where_they_came(n, lambda positions: n.op.Gather(positions, n.b, axis=axis))
+    return from_where_they_came(n, lambda positions: n.op.Gather(positions, n.b, axis=axis), True)
 
 
 def _gather_elements(n: Call) -> Gradients:
@@ -122,7 +129,7 @@ def _gather_nd(n: Call) -> Gradients:
     if not n.get("batch_dims", 0):
         return add_at(n, "ScatterND", zeros_of(n, n.a), n.b, n.d)
     batch = n.get("batch_dims")
-    return from_where_they_came(n, lambda positions: n.op.GatherND(positions, n.b, batch_dims=batch))
+    return from_where_they_came(n, lambda positions: n.op.GatherND(positions, n.b, batch_dims=batch), True)
 
 
 def _scatter(pick: Callable[[Call, Expr], Expr], put: Callable[[Call, Expr, Expr], Expr]) -> Rule:
@@ -188,7 +195,7 @@ RULES: dict[str, Rule] = {
     ),
     "ScatterND": _scatter(lambda n, x: n.op.GatherND(x, n.b), lambda n, x, updates: n.op.ScatterND(x, n.b, updates)),
     "Slice": _slice,
-    "SpaceToDepth": lambda n: n.op.DepthToSpace(n.d, blocksize=n.get("blocksize")),
+    "SpaceToDepth": lambda n: n.op.DepthToSpace(n.d, blocksize=n.get("blocksize"), mode=n.get("mode", "DCR")),
     "Split": _split,
     "Squeeze": reshaped,
     "Tile": _tile,

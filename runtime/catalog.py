@@ -12,7 +12,7 @@ from functools import cache
 from importlib import metadata
 
 from runtime.node import Node
-from runtime.nodes import terminals
+from runtime.nodes import losses, terminals
 
 ENTRY_POINTS = "qmoe.nodes"
 
@@ -22,7 +22,13 @@ _found: dict[tuple[str, int | None], type[Node] | None] = {}
 
 @cache
 def _built_in() -> dict[str, type[Node]]:
-    types = (terminals.Input, terminals.Output, terminals.Initializer, terminals.Capture)
+    types: tuple[type[Node], ...] = (
+        terminals.Input,
+        terminals.Output,
+        terminals.Initializer,
+        terminals.Capture,
+        *losses.LOSSES,
+    )
     return {cls.type_name(): cls for cls in types}
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 
 from runtime import catalog
-from runtime.backends.control import attribute_values, document_node, operator_name
+from runtime.backends.control import attribute_values, document_node, named, operator_name
 from runtime.backends.ortvalues import document_tensor
 from runtime.errors import Finding, GraphError
 from runtime.ir_tensors import GraphTensor
@@ -140,6 +140,31 @@ def expand(model: ir.Model) -> None:
         node_type.expand(site)
 
     _rewrite(model, lambda node_type: node_type.expand is not None, rewrite, False)
+
+
+def write_forms(model: ir.Model) -> None:
+    """Writes nodes that are declared by their form in simpler operators in that form.
+
+    GraphError names a node the types of whose inputs are not known.
+    """
+
+    def rewrite(node_type: type[Node], site: Site) -> None:
+        from runtime.gradients.expressions import Expr, Formulas
+
+        assert node_type.form is not None
+        op = Formulas(site, model.opset_imports)
+        inputs = {port: Expr(op, value) for port, value in site.inputs.items()}
+        try:
+            results = node_type.form(inputs, site.attributes)
+        except GraphError as error:
+            raise named(error, site.id) from error
+        results = (results,) if isinstance(results, Expr) else tuple(results)
+        site.replace(*(op.Identity(x).value if x.value.producer() not in site.nodes else x.value for x in results))
+
+    _rewrite(model, lambda node_type: node_type.form is not None, rewrite, False)
+    used = {node.domain for node, _ in _all_nodes(model)} | {""}
+    for domain in set(model.opset_imports) - used:
+        del model.opset_imports[domain]
 
 
 def _rewrite(

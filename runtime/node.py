@@ -164,6 +164,9 @@ class Node:
 
     evaluate: ClassVar[Callable[..., tuple[np.ndarray, ...]] | None] = None
     """NumPy kernel `(inputs: dict[port, ndarray], attributes: dict) -> tuple of outputs`, or None."""
+    form: ClassVar[Callable[..., Any] | None] = None
+    """What the operator is in simpler operators, or None: `(inputs: dict[port, Expr], attributes: dict)` returns the
+    outputs as expressions (`runtime.gradients.expressions`). Such a node needs no kernel and no gradient of its own."""
     lower: ClassVar[Callable[..., Any] | None] = None
     """Rewrite for ONNX Runtime's CPU kernels (see `runtime.lowering`), or None if the node runs as it is."""
     expand: ClassVar[Callable[..., Any] | None] = None

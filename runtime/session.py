@@ -17,6 +17,7 @@ from runtime.compile import compile_graph
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import Graph, PortRef
 from runtime.guard import Guard, input_names
+from runtime.lowering import write_forms
 from runtime.nodes.terminals import Initializer, Output
 from runtime.types import ElementType, TensorType, ValueType
 
@@ -298,6 +299,7 @@ class _Prepared:
         self._ports = dict(compiled.values)
         compiled.mark_nodes()
         compiled.give_types(self._checker.type_of)
+        write_forms(compiled.model)
         self.engine = self._engine(compiled.model, self.guard.barriers)
 
     def _engine(self, model: ir.Model, barriers: frozenset[str] = frozenset()) -> _Engine:
@@ -354,6 +356,7 @@ class _Prepared:
         compiled.mark_nodes()
         inline_functions(compiled.model)
         compiled.give_types(self._checker.type_of)
+        write_forms(compiled.model)
         plan = backward_model(compiled.model, outputs, list(dict.fromkeys(wanted)))
         return plan, self._engine(plan.model)
 

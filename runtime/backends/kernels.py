@@ -169,6 +169,15 @@ def _erf(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
 _erf_of = np.vectorize(erf, otypes=[np.float64])
 
 
+def _gather_elements(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """GatherElements; that of `onnx.reference` refuses negative axes, and indices with fewer rows than the data."""
+    data, indices = inputs
+    axis = attributes.get("axis", 0) % data.ndim
+    rows = tuple(slice(None) if d == axis else slice(size) for d, size in enumerate(indices.shape))
+    places = np.where(indices < 0, indices + data.shape[axis], indices)
+    return (np.take_along_axis(data[rows], places, axis),)
+
+
 def _gelu(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """Gelu in the precision of its input, where `onnx.reference` has that of float32."""
     (given,) = inputs
@@ -178,6 +187,14 @@ def _gelu(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     else:
         y = 0.5 * x * (1 + _erf_of(x * sqrt(0.5)))
     return (np.asarray(y).astype(given.dtype),)
+
+
+def _log_softmax(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """LogSoftmax since version 13; that of `onnx.reference` is infinite where a probability is too small for a float."""
+    (x,) = inputs
+    axis = attributes.get("axis", -1)
+    shifted = x - x.max(axis=axis, keepdims=True, initial=-np.inf)
+    return ((shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))).astype(x.dtype),)
 
 
 def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
@@ -199,8 +216,10 @@ def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
 
 PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
     "Erf": _erf,
+    "GatherElements": _gather_elements,
     "Gelu": _gelu,
     "Identity": _identity,
+    "LogSoftmax": _log_softmax,
     "Optional": _optional,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,
@@ -208,6 +227,9 @@ PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
     "Scatter": _scatter,
 }
 """By type name: kernels on positional inputs and attributes. An absent optional value is None."""
+
+SINCE = {"LogSoftmax": 13}
+"""The first version of the standard operators that a kernel is right for, where it is not right for all."""
 
 
 def _truth(condition: Any) -> bool:

@@ -102,7 +102,7 @@ class Program:
         if controlled is not None:
             return controlled(node, lambda graph: self.body(graph, opsets), opsets)
         plain = kernels.PLAIN.get(operator_name(node))
-        if plain is not None:
+        if plain is not None and opsets.get("", 1) >= kernels.SINCE.get(node.op_type, 1):
             attributes = attribute_values(node)
             return lambda inputs, values, control: plain(inputs, attributes)
         return _reference(node, opsets)

@@ -199,6 +199,14 @@ class Formulas:
         made = self._constants[key] = Expr(self, value)
         return made
 
+    def reduce(self, operator: str, x: Expr, axes: Sequence[int], keepdims: int = 1) -> Expr:
+        """A reduction along axes; before version 18 of the standard operators, most take them as an attribute."""
+        if operator == "ReduceSum" or self.opset >= 18:
+            result: Expr = self.apply(operator, x, list(axes), keepdims=keepdims)
+        else:
+            result = self.apply(operator, x, axes=list(axes), keepdims=keepdims)
+        return result
+
     def like(self, number: float, x: Expr) -> Expr:
         """A tensor of the shape and element type of `x`, filled with one number."""
         if x.shape is not None and all(isinstance(size, int) for size in x.shape):

@@ -190,7 +190,7 @@ def _gelu(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _log_softmax(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
-    """LogSoftmax since version 13; that of `onnx.reference` is infinite where a probability is too small for a float."""
+    """LogSoftmax since version 13; that of `onnx.reference` is infinite where a probability is too small."""
     (x,) = inputs
     axis = attributes.get("axis", -1)
     shifted = x - x.max(axis=axis, keepdims=True, initial=-np.inf)

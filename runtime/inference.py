@@ -44,6 +44,14 @@ TAKES_UNKNOWN_FOR_ZERO = frozenset({"Attention", "FlexAttention", "Resize", "Str
 NOT_ASKED_TWICE = frozenset({"Constant", "STFT"})
 """Operators about which ONNX itself is not asked: a Constant may be large, and STFT's `onesided` loses its default."""
 
+CONTRADICTIONS = (
+    library.OpUsageError,
+    library.ShapeInferenceError,
+    onnx.shape_inference.InferenceError,
+    ValueError,  # what onnx-ir says of a Constant with two values, say
+)
+"""What is raised about nodes that are certainly wrong."""
+
 _MINTED = re.compile(r"\b_d(\d+)\b")
 
 
@@ -101,16 +109,16 @@ def _infer(
     outputs: int,
     opset: int,
 ) -> Known:
-    node = _node(node_type, attributes, inputs, values, outputs, opset)
+    question = Question(node_type.operator, attributes, inputs, values, outputs)
+    if node_type.domain == "" and (message := contradiction(question)):
+        return Known(contradiction=message)
     try:
+        node = _node(node_type, attributes, inputs, values, outputs, opset)
         known = _first_opinion(node, inputs, values, opset)
         refined = _second_opinion(node_type, node, inputs, opset)
-    except (library.OpUsageError, library.ShapeInferenceError, onnx.shape_inference.InferenceError) as error:
+    except CONTRADICTIONS as error:
         return Known(contradiction=_sentence(error))
     if node_type.domain == "":
-        question = Question(node_type.operator, attributes, inputs, values)
-        if message := contradiction(question):
-            return Known(contradiction=message)
         known = Known(tuple(_corrected(question, type_) for type_ in known.types), known.values)
     types = [known.types[index] if index < len(known.types) else None for index in range(outputs)]
     return _marked(Known(_named(tuple(map(_agreed, types, refined or types))), known.values))

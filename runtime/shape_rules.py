@@ -20,12 +20,14 @@ Value: TypeAlias = "Tensor | tuple[Dimension, ...]"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A standard operator with its attributes, and types and known values of its inputs (by position)."""
+    """A standard operator with its attributes, types and known values of its inputs (by position), and how many of
+    its outputs are in use."""
 
     operator: str
     attributes: Mapping[str, Any]
     inputs: tuple[ValueType | None, ...]
     values: tuple[Value | None, ...]
+    outputs: int = 1
 
     def has(self, position: int) -> bool:
         """Whether an input is connected."""
@@ -141,12 +143,55 @@ _RULES: dict[str, Rule] = {
 
 def contradiction(question: Question) -> str:
     """What is certainly wrong and neither package says, in one sentence; empty if nothing is."""
-    if question.operator == "Reshape":
-        return _reshape(question)
-    if question.operator == "Conv":
-        return _convolution(question)
-    if question.operator == "Transpose":
-        return _transpose(question)
+    rule = _CONTRADICTIONS.get(question.operator)
+    return rule(question) if rule is not None else ""
+
+
+def _parts(question: Question) -> str:
+    """Split: ONNX's own inference ends the process where there are more outputs than parts."""
+    count, lengths = question.attributes.get("num_outputs"), question.attributes.get("split")
+    if question.has(1):
+        known = question.value(1)
+        given = question.shape(1)
+        count = len(known) if known is not None else given[0] if given is not None and len(given) == 1 else None
+    elif lengths is not None:
+        count = len(lengths)
+    if not isinstance(count, int) or count == question.outputs:
+        return ""
+    return f"It makes {count} parts, and {question.outputs} outputs are in use."
+
+
+def _bias(question: Question) -> str:
+    """Gemm: C is added to a matrix, to which it can be repeated."""
+    a, b, c = (question.shape(position) for position in range(3))
+    if a is None or b is None or c is None or len(a) != 2 or len(b) != 2:
+        return ""
+    rows = a[1 if question.attributes.get("transA") else 0]
+    columns = b[0 if question.attributes.get("transB") else 1]
+    fits = len(c) <= 2 and all(
+        own == 1 or not isinstance(own, int) or not isinstance(size, int) or own == size
+        for own, size in zip(c[::-1], (columns, rows), strict=False)
+    )
+    return "" if fits else f"C {format_shape(c)} cannot be added to a matrix of {format_shape((rows, columns))}."
+
+
+def _scale(question: Question) -> str:
+    """LayerNormalization and RMSNormalization: scale and bias are repeated to the normalized dimensions."""
+    x = question.shape(0)
+    if x is None:
+        return ""
+    axis = question.attributes.get("axis", -1)
+    if not -len(x) <= axis < len(x):
+        return f"axis {axis} is none of the {len(x)} dimensions."
+    for position, name in ((1, "scale"), (2, "B")):
+        given = question.shape(position)
+        if given is None:
+            continue
+        pairs = zip(given[::-1], x[::-1], strict=False)
+        if len(given) > len(x) or any(
+            isinstance(own, int) and isinstance(size, int) and own not in (1, size) for own, size in pairs
+        ):
+            return f"{name} {format_shape(given)} cannot be repeated to the shape {format_shape(x)}."
     return ""
 
 
@@ -181,3 +226,14 @@ def _transpose(question: Question) -> str:
     if given is None or order is None or len(order) == len(given):
         return ""
     return f"perm orders {len(order)} dimensions, and the input has {len(given)}."
+
+
+_CONTRADICTIONS: dict[str, Callable[[Question], str]] = {
+    "Conv": _convolution,
+    "Gemm": _bias,
+    "LayerNormalization": _scale,
+    "RMSNormalization": _scale,
+    "Reshape": _reshape,
+    "Split": _parts,
+    "Transpose": _transpose,
+}

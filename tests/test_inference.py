@@ -177,3 +177,34 @@ def test_joining_long_lists_of_integers_makes_no_symbols_of_them() -> None:
     graph.wire("a.value", "joined.inputs.0")
     graph.wire("b.value", "joined.inputs.1")
     assert str(graph.checker.type_of("joined.concat_result")).startswith("tensor(uint8)")
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "parameters", "outputs", "expected"),
+    [
+        ("Split", {"input": (2, 4)}, {"num_outputs": 2}, 3, "makes 2 parts, and 3 outputs"),
+        ("Split", {"input": (2, 4)}, {"num_outputs": 4, "axis": 1}, 2, "makes 4 parts, and 2 outputs"),
+        ("Gemm", {"A": (2, 4), "B": (4, 3), "C": (7,)}, {}, 1, r"C \[7\] cannot be added to a matrix of \[2, 3\]"),
+        ("Gemm", {"A": (4, 2), "B": (3, 4), "C": (3, 3)}, {"transA": 1, "transB": 1}, 1, "cannot be added"),
+        ("LayerNormalization", {"X": (2, 4), "Scale": (3,)}, {}, 1, r"scale \[3\] cannot be repeated"),
+        ("RMSNormalization", {"X": (2, 4), "scale": (2, 3, 4)}, {}, 1, "cannot be repeated"),
+        ("Constant", {}, {"value_int": 1, "value_float": 2.0}, 1, "exactly one attribute"),
+    ],
+)
+def test_what_the_packages_do_not_say_or_end_the_process_for(
+    operator: str, inputs: dict[str, tuple[int, ...]], parameters: dict[str, Any], outputs: int, expected: str
+) -> None:
+    graph = Graph("g", opsets={"": 23})
+    graph.add(operator, "node", parameters=parameters)
+    for port, shape in inputs.items():
+        graph.add("Input", port, parameters={"type": "tensor(float)", "shape": list(shape)})
+        graph.wire(f"{port}.value", f"node.{port}")
+    node_type = graph.node_type("node")
+    assert node_type is not None
+    for index in range(outputs):
+        graph.add("Output", f"y{index}")
+        name = node_type.outputs[0].name
+        graph.wire(f"node.{name}.{index}" if node_type.outputs[0].variadic else f"node.{name}", f"y{index}.value")
+    (finding,) = check(graph)
+    assert finding.node == "node"
+    assert re.search(expected, finding.message)

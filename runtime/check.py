@@ -6,7 +6,7 @@ change. Only what is certain is an error: an unknown type or shape is never held
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime import catalog
 from runtime.attributes import Typed
+from runtime.captures import MAXIMUM_DEPTH, bodies_of, captured_names
 from runtime.errors import Finding, Severity
 from runtime.graph import Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
 from runtime.node import In, Node, NodeContext
@@ -36,8 +37,6 @@ from runtime.types import TensorType, ValueType, kind_of
 if TYPE_CHECKING:
     from runtime.inference import Value
 
-MAXIMUM_DEPTH = 32
-"""How deep subgraphs may be nested."""
 REMEMBERED = 20_000
 """How many results are kept for nodes of the same kind."""
 _UNKNOWN = TensorType()
@@ -202,18 +201,12 @@ class Checker:
         self._findings = None
 
     def _refresh(self) -> None:
-        if not self._stale:
-            return
-        for _ in range(2):  # a second time for subgraphs that read values which come later in the order
+        if self._stale:
             self._sweep()
-            if not self._nesting:
-                return
-            self._stale = set(self._nesting)
-        self._sweep()
 
     def _sweep(self) -> None:
         graph, stale = self._graph, self._stale
-        order: Iterable[str] = graph.order() if len(stale) > 1 else list(stale)
+        order: Sequence[str] = self._order() if len(stale) > 1 else list(stale)
         while stale:
             grown = False
             for id in order:
@@ -230,7 +223,14 @@ class Checker:
                 if not stale:
                     return
             if grown or stale:
-                order = graph.order()
+                order = self._order()
+
+    def _order(self) -> Sequence[str]:
+        """All ids, each after those that feed it as far as that can be."""
+        order = self._graph.order()
+        if len(order) == len(self._graph.nodes):
+            return order
+        return [*order, *(id for id in self._graph.nodes if id not in set(order))]
 
     # -- one node -------------------------------------------------------------------------------------------------
 
@@ -475,6 +475,8 @@ class Checker:
             return [finding_at(state.id, "", f"Subgraphs are nested more than {MAXIMUM_DEPTH} deep.", code="depth")]
         outer = dict(self._surroundings.captures) if self._surroundings else {}
         outer |= {name: self.type_of_known(source) for name, source in value_names(self._graph)}
+        read: set[str] = set().union(*(captured_names(body) for body in bodies_of(state)))
+        outer = {name: type_ for name, type_ in outer.items() if name in read}
         findings: list[Finding] = []
         outcomes: list[list[ValueType]] = []
         given = self._inputs_of_body(state, node_type, sources)
@@ -524,6 +526,15 @@ class Checker:
     def _of_the_whole(self) -> Iterator[Finding]:
         graph = self._graph
         yield from duplicate_names(graph)
+        stuck = set(graph.nodes) - set(graph.order())
+        if stuck:
+            yield finding_at(
+                min(stuck),
+                "",
+                f"These nodes feed each other, through values that subgraphs capture: {', '.join(sorted(stuck))}.",
+                "Cut a wire between them, or capture another value.",
+                code="cycle",
+            )
         if graph.nodes and self._surroundings is None and not self.output_ids():
             yield Finding(
                 "The graph has no outputs, so that running it gives nothing.",

@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from runtime import catalog
 from runtime.attributes import Typed, to_attribute
+from runtime.captures import MAXIMUM_DEPTH, bodies_of
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, NodeState, PortRef
 from runtime.ir_tensors import GraphTensor as GraphTensor
@@ -25,7 +26,6 @@ from runtime.ir_tensors import dense_tensor, wrap
 from runtime.node import COMMON_PARAMETERS, Node, NodeContext
 from runtime.nodes.terminals import declared_type
 from runtime.onnx_names import (
-    bodies_of,
     free_name,
     has_common,
     id_from_name,
@@ -52,9 +52,6 @@ PRODUCER = "qmoe-studio"
 
 LOWEST_IR_VERSION = 10
 """The version of the file format in which nodes and values have metadata."""
-
-MAXIMUM_DEPTH = 32
-"""How deep subgraphs may be nested."""
 
 COMMON_NAMES = frozenset(parameter.name for parameter in COMMON_PARAMETERS)
 

@@ -151,6 +151,7 @@ class Graph:
         self._counters: dict[str, int] = {}
         self._checker: Checker | None = None
         self._order: tuple[str, ...] | None = None
+        self._nested: set[str] = set()  # nodes with subgraphs
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -195,7 +196,10 @@ class Graph:
         return {target.port: self._sources[target] for target in self._incident[id] if target.node == id}
 
     def order(self) -> tuple[str, ...]:
-        """Ids such that a node comes after all that feed it; otherwise in the document's order."""
+        """Ids such that a node comes after all that feed it, also through captured values; else in document order.
+
+        Nodes that feed each other through captured values, which `check` reports, are left out.
+        """
         if self._order is None:
             self._order = self._ordered()
         return self._order
@@ -204,6 +208,10 @@ class Graph:
         waiting = dict.fromkeys(self._nodes, 0)
         for target in self._sources:
             waiting[target.node] += 1
+        readers = self._readers()
+        for others in readers.values():
+            for id in others:
+                waiting[id] += 1
         ready = [id for id, count in reversed(waiting.items()) if not count]
         done: list[str] = []
         while ready:
@@ -215,6 +223,10 @@ class Graph:
                     waiting[target.node] -= 1
                     if not waiting[target.node]:
                         freed.append(target.node)
+            for reader in readers.get(id, ()):
+                waiting[reader] -= 1
+                if not waiting[reader]:
+                    freed.append(reader)
             ready.extend(reversed(freed))
         return tuple(done)
 
@@ -240,6 +252,7 @@ class Graph:
         twin._sections = {section: dict(content) for section, content in self._sections.items()}
         twin._counters = dict(self._counters)
         twin._order = self._order
+        twin._nested = set(self._nested)
         return twin
 
     # -- what may be wired --------------------------------------------------------------------------------------
@@ -280,7 +293,8 @@ class Graph:
         return None
 
     def reaches(self, start: str, end: str) -> bool:
-        """Whether data flows from node `start` to node `end`."""
+        """Whether data flows from node `start` to node `end`, by wires or by values that subgraphs capture."""
+        readers = self._readers()
         seen, stack = {start}, [start]
         while stack:
             id = stack.pop()
@@ -290,7 +304,22 @@ class Graph:
                 if self._sources[target].node == id and target.node not in seen:
                     seen.add(target.node)
                     stack.append(target.node)
+            fresh = readers.get(id, set()) - seen
+            seen |= fresh
+            stack.extend(fresh)
         return False
+
+    def _readers(self) -> dict[str, set[str]]:
+        """By node: the nodes whose subgraphs capture its values."""
+        if not self._nested:
+            return {}
+        from runtime.captures import read_through_captures
+
+        readers: dict[str, set[str]] = {}
+        for reader, sources in read_through_captures(self).items():
+            for source in sources:
+                readers.setdefault(source, set()).add(reader)
+        return readers
 
     # -- the five primitive edits -------------------------------------------------------------------------------
 
@@ -308,7 +337,7 @@ class Graph:
         return inverse
 
     def _perform(self, edit: Edit) -> Edit:
-        if not isinstance(edit, Set):
+        if not isinstance(edit, Set) or self._nested or isinstance(edit.value, Graph | list | tuple):
             self._order = None
         match edit:
             case Add(node, index):
@@ -345,7 +374,12 @@ class Graph:
             self._nodes.clear()
             self._nodes.update(items)
         self._incident[node.id] = {}
+        self._note_subgraphs(node)
         return Remove(node.id)
+
+    def _note_subgraphs(self, node: NodeState) -> None:
+        has = any(_holds_graph(value) for value in node.parameters.values())
+        (self._nested.add if has else self._nested.discard)(node.id)
 
     def _remove(self, id: str) -> Edit:
         node = self._existing(id)
@@ -353,6 +387,7 @@ class Graph:
             raise GraphError.at(id, "", "A node with wires cannot be removed.", "Cut its wires first.", "wired")
         index = list(self._nodes).index(id)
         del self._nodes[id], self._incident[id]
+        self._nested.discard(id)
         return Add(node, index)
 
     def _wire(self, source: PortRef, target: PortRef) -> Edit:
@@ -388,6 +423,7 @@ class Graph:
         if edit.node:
             changes: dict[str, Any] = {edit.section: content}
             self._nodes[edit.node] = replace(node, **changes)
+            self._note_subgraphs(self._nodes[edit.node])
         return replace(edit, value=previous)
 
     def _existing(self, id: str) -> NodeState:
@@ -571,3 +607,9 @@ class Graph:
         if stuck:
             raise GraphError.at(min(stuck), "", f"These nodes form a cycle: {', '.join(sorted(stuck))}.", code="cycle")
         return graph
+
+
+def _holds_graph(value: Any) -> bool:
+    """Whether a parameter is a subgraph, or a list of them."""
+    value = getattr(value, "value", value)
+    return isinstance(value, Graph) or (isinstance(value, list | tuple) and any(isinstance(v, Graph) for v in value))

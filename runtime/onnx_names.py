@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from runtime.attributes import Typed
+from runtime.captures import bodies_of
 from runtime.errors import GraphError
 from runtime.graph import Graph, NodeState, PortRef
 from runtime.node import Node
 from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT, belongs, index_of
 
 NAMES = "specified_outputs_name"
-
-
-def bodies_of(state: NodeState) -> Iterator[Graph]:
-    """The subgraphs in a node's parameters."""
-    for value in state.parameters.values():
-        plain = value.value if isinstance(value, Typed) else value
-        for item in plain if isinstance(plain, list | tuple) else (plain,):
-            if isinstance(item, Graph):
-                yield item
 
 
 def is_terminal(state: NodeState) -> bool:

@@ -14,7 +14,7 @@ from runtime.check import Checker, check
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import ABSENT, Graph
 from runtime.tensors import Tensor
-from runtime.types import TensorType
+from runtime.types import ElementType, TensorType
 
 
 def graph_of(nodes: Mapping[str, tuple[str, dict[str, Any], dict[str, str]]], **opsets: int) -> Graph:
@@ -329,3 +329,65 @@ def test_following_edits_gives_what_a_fresh_check_gives(script: list[tuple[str, 
         if second % 3 == 0:
             checker.findings()
     assert checker.findings() == check(graph.copy())
+
+
+def conditional(capture: str) -> Graph:
+    """A graph with an If, whose branches read the value `capture`, and a Neg after it."""
+    body = Graph("body")
+    body.add("Capture", "outer", parameters={"name": capture})
+    body.add("Abs", "abs")
+    body.add("Output", "out")
+    body.wire("outer.value", "abs.X")
+    body.wire("abs.Y", "out.value")
+    graph = Graph("g", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [2]})
+    graph.add("Input", "c", parameters={"type": "tensor(bool)", "shape": []})
+    graph.add("If", "choice", parameters={"then_branch": body, "else_branch": body})
+    graph.add("Neg", "neg")
+    graph.add("Output", "y")
+    graph.wire("c.value", "choice.cond")
+    graph.wire("neg.Y", "y.value")
+    return graph
+
+
+def test_wires_that_close_a_cycle_through_a_captured_value_are_refused() -> None:
+    graph = conditional("neg.Y")
+    reason = graph.why_not("choice.outputs.0", "neg.X")
+    assert reason == "choice already depends on neg: this wire would close a cycle."
+    with pytest.raises(GraphError, match="close a cycle"):
+        graph.wire("choice.outputs.0", "neg.X")
+    graph.wire("x.value", "neg.X")
+    assert check(graph) == []
+    assert graph.order().index("neg") < graph.order().index("choice")
+
+
+def test_a_cycle_that_a_changed_subgraph_closes_is_found() -> None:
+    graph = conditional("x")
+    graph.wire("choice.outputs.0", "neg.X")
+    assert check(graph) == []
+    checker = Checker(graph)
+    assert checker.findings() == []
+    graph.set("choice", "then_branch", conditional("neg.Y").nodes["choice"].parameters["then_branch"])
+    for findings in (check(graph), checker.findings()):
+        assert [(finding.code, finding.node) for finding in findings] == [("cycle", "choice")]
+        assert "choice, neg" in findings[0].message
+    graph.undo()
+    assert checker.findings() == []
+
+
+def test_deep_subgraphs_take_no_longer_than_their_size() -> None:
+    """Each level examined twice would be 2 ** 24 times."""
+    small = body = conditional("x").nodes["choice"].parameters["then_branch"]
+    for _ in range(24):
+        outer = Graph("outer")
+        outer.add("Capture", "c", parameters={"name": "c"})
+        outer.add("If", "choice", parameters={"then_branch": body, "else_branch": small})
+        outer.add("Output", "out")
+        outer.wire("c.value", "choice.cond")
+        outer.wire("choice.outputs.0", "out.value")
+        body = outer
+    graph = conditional("x")
+    graph.set("choice", "then_branch", body)
+    graph.wire("choice.outputs.0", "neg.X")
+    assert check(graph) == []
+    assert graph.checker.type_of("neg.Y") == TensorType(ElementType.FLOAT, (2,))

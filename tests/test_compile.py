@@ -334,8 +334,9 @@ def wrong_graphs() -> dict[str, tuple[Graph, str, str, str]]:
     conditional(graph, then_branch=branch("Relu", capture="nowhere"), else_branch=branch("Relu"))
     found["capture of nothing"] = graph, "choice", "name", "no value 'nowhere'"
     graph = new_graph()
-    conditional(graph, then_branch=branch("Relu", capture="neg_0.Y"), else_branch=branch("Relu"))
+    conditional(graph, then_branch=branch("Relu"), else_branch=branch("Relu"))
     chain(graph, "Neg", source="choice.outputs.0")
+    graph.set("choice", "then_branch", branch("Relu", capture="neg_0.Y"))
     found["cycle through a capture"] = graph, "choice", "", "feed each other"
     graph = new_graph()
     graph.add("LeakyRelu", "a", parameters={"alpha": "much"})

@@ -331,7 +331,7 @@ def test_following_edits_gives_what_a_fresh_check_gives(script: list[tuple[str, 
     assert checker.findings() == check(graph.copy())
 
 
-def conditional(capture: str) -> Graph:
+def with_if(capture: str) -> Graph:
     """A graph with an If, whose branches read the value `capture`, and a Neg after it."""
     body = Graph("body")
     body.add("Capture", "outer", parameters={"name": capture})
@@ -351,7 +351,7 @@ def conditional(capture: str) -> Graph:
 
 
 def test_wires_that_close_a_cycle_through_a_captured_value_are_refused() -> None:
-    graph = conditional("neg.Y")
+    graph = with_if("neg.Y")
     reason = graph.why_not("choice.outputs.0", "neg.X")
     assert reason == "choice already depends on neg: this wire would close a cycle."
     with pytest.raises(GraphError, match="close a cycle"):
@@ -362,12 +362,12 @@ def test_wires_that_close_a_cycle_through_a_captured_value_are_refused() -> None
 
 
 def test_a_cycle_that_a_changed_subgraph_closes_is_found() -> None:
-    graph = conditional("x")
+    graph = with_if("x")
     graph.wire("choice.outputs.0", "neg.X")
     assert check(graph) == []
     checker = Checker(graph)
     assert checker.findings() == []
-    graph.set("choice", "then_branch", conditional("neg.Y").nodes["choice"].parameters["then_branch"])
+    graph.set("choice", "then_branch", with_if("neg.Y").nodes["choice"].parameters["then_branch"])
     for findings in (check(graph), checker.findings()):
         assert [(finding.code, finding.node) for finding in findings] == [("cycle", "choice")]
         assert "choice, neg" in findings[0].message
@@ -377,7 +377,7 @@ def test_a_cycle_that_a_changed_subgraph_closes_is_found() -> None:
 
 def test_deep_subgraphs_take_no_longer_than_their_size() -> None:
     """Each level examined twice would be 2 ** 24 times."""
-    small = body = conditional("x").nodes["choice"].parameters["then_branch"]
+    small = body = with_if("x").nodes["choice"].parameters["then_branch"]
     for _ in range(24):
         outer = Graph("outer")
         outer.add("Capture", "c", parameters={"name": "c"})
@@ -386,7 +386,7 @@ def test_deep_subgraphs_take_no_longer_than_their_size() -> None:
         outer.wire("c.value", "choice.cond")
         outer.wire("choice.outputs.0", "out.value")
         body = outer
-    graph = conditional("x")
+    graph = with_if("x")
     graph.set("choice", "then_branch", body)
     graph.wire("choice.outputs.0", "neg.X")
     assert check(graph) == []

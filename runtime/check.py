@@ -185,12 +185,12 @@ class Checker:
                 self._nesting.discard(id)
                 self._results.pop(id, None)
                 self._kinds.pop(id, None)
-            case Wire(source, target):
+            case Wire(source, target, _):
                 self._wires[target] = source
                 changed = (source.node, target.node)
             case Cut(target):
                 changed = (self._wires.pop(target).node, target.node)
-            case Set(node, section, _, _):
+            case Set(node, section, _, _, _):
                 if section in ("layout", "extra"):
                     return
                 changed = (node,) if node else self._graph.nodes.keys()

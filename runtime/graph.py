@@ -91,10 +91,11 @@ class Remove:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """Connects an output to an input that has no wire yet."""
+    """Connects an output to an input that has no wire yet, at `index` among the node's wired inputs (None: last)."""
 
     source: PortRef
     target: PortRef
+    index: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +107,16 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Sets one key of one section of a node, or of the graph if `node` is empty. ABSENT removes the key."""
+    """Sets one key of one section of a node, or of the graph if `node` is empty. ABSENT removes the key.
+
+    A new key goes to `index` among the section's keys, to the end if that is None.
+    """
 
     node: str
     section: str
     key: str
     value: Any
+    index: int | None = None
 
     @property
     def is_layout(self) -> bool:
@@ -152,6 +157,7 @@ class Graph:
         self._checker: Checker | None = None
         self._order: tuple[str, ...] | None = None
         self._nested: set[str] = set()  # nodes with subgraphs
+        self._telling = False
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -234,10 +240,10 @@ class Graph:
         if not isinstance(other, Graph):
             return NotImplemented
         return (
-            self._nodes == other._nodes
-            and list(self._nodes) == list(other._nodes)
+            list(self._nodes) == list(other._nodes)
             and self._sources == other._sources
-            and self._sections == other._sections
+            and all(same(state, other._nodes[id]) for id, state in self._nodes.items())
+            and same(self._sections, other._sections)
         )
 
     __hash__ = object.__hash__
@@ -331,6 +337,7 @@ class Graph:
         if self._open is None:
             with self.transaction(type(edit).__name__):
                 return self.apply(edit)
+        self._refuse_listeners()
         inverse = self._perform(edit)
         self._open.inverses.append(inverse)
         self._tell(edit)
@@ -344,18 +351,19 @@ class Graph:
                 return self._add(node, index)
             case Remove(id):
                 return self._remove(id)
-            case Wire(source, target):
-                return self._wire(source, target)
+            case Wire(source, target, index):
+                return self._wire(source, target, index)
             case Cut(target):
                 if target not in self._sources:
                     raise GraphError.at(target.node, target.port, "There is no wire here to cut.", code="no-wire")
+                index = list(self.inputs_of(target.node)).index(target.port)
                 source = self._sources.pop(target)
                 del self._targets[source][target]
                 if not self._targets[source]:
                     del self._targets[source]
                 self._incident[source.node].pop(target, None)
                 self._incident[target.node].pop(target, None)
-                return Wire(source, target)
+                return Wire(source, target, index)
             case Set():
                 return self._set(edit)
 
@@ -366,6 +374,7 @@ class Graph:
             )
         if node.id in self._nodes:
             raise GraphError.at(node.id, "", "There is a node with this id already.", "Choose another.", "duplicate")
+        node = replace(node, parameters=_owned(node.parameters), layout=_owned(node.layout), extra=_owned(node.extra))
         if index is None or index >= len(self._nodes):
             self._nodes[node.id] = node
         else:
@@ -390,13 +399,18 @@ class Graph:
         self._nested.discard(id)
         return Add(node, index)
 
-    def _wire(self, source: PortRef, target: PortRef) -> Edit:
+    def _wire(self, source: PortRef, target: PortRef, index: int | None) -> Edit:
         reason = self._why_not_connected(source, target)
         if reason is None and target in self._sources:
             reason = f"It is wired to {self._sources[target]} already."
         if reason:
             raise GraphError.at(target.node, target.port, reason, code="wire")
         self._connect(source, target)
+        inputs = [wired for wired in self._incident[target.node] if wired.node == target.node]
+        if index is not None and index < len(inputs) - 1:
+            inputs.insert(index, inputs.pop())
+            others = [wired for wired in self._incident[target.node] if wired.node != target.node]
+            self._incident[target.node] = dict.fromkeys([*inputs, *others])
         return Cut(target)
 
     def _connect(self, source: PortRef, target: PortRef) -> None:
@@ -416,15 +430,21 @@ class Graph:
                 raise GraphError(Finding(f"A graph has no section {edit.section!r}.", code="section"))
             content = self._sections[edit.section]
         previous = content.get(edit.key, ABSENT)
+        index = None
         if edit.value is ABSENT:
+            index = list(content).index(edit.key) if edit.key in content else None
             content.pop(edit.key, None)
         else:
-            content[edit.key] = edit.value
+            is_new = edit.key not in content
+            content[edit.key] = _owned(edit.value)
+            if is_new and edit.index is not None:
+                for key in list(content)[edit.index : -1]:
+                    content[key] = content.pop(key)
         if edit.node:
             changes: dict[str, Any] = {edit.section: content}
             self._nodes[edit.node] = replace(node, **changes)
             self._note_subgraphs(self._nodes[edit.node])
-        return replace(edit, value=previous)
+        return replace(edit, value=previous, index=index)
 
     def _existing(self, id: str) -> NodeState:
         node = self._nodes.get(id)
@@ -438,17 +458,24 @@ class Graph:
     def transaction(self, label: str, merge: str = "") -> Iterator[None]:
         """Groups edits into one undo step called `label`; an exception takes all of them back.
 
-        A transaction inside another joins it. One with the same non-empty `merge` key as the step before it extends
-        that step (a slider being dragged is one step).
+        A transaction inside another joins it, but an exception takes back its own edits only. One with the same
+        non-empty `merge` key as the step before it extends that step (a slider being dragged is one step).
         """
-        if self._open is not None:
-            yield
+        self._refuse_listeners()
+        outer = self._open
+        if outer is not None:
+            start = len(outer.inverses)
+            try:
+                yield
+            except BaseException as error:
+                self._roll_back(outer.inverses, error, start)
+                raise
             return
         step = self._open = Step(label, merge, [])
         try:
             yield
-        except BaseException:
-            self._roll_back(step.inverses)
+        except BaseException as error:
+            self._roll_back(step.inverses, error)
             raise
         finally:
             self._open = None
@@ -534,6 +561,7 @@ class Graph:
         return self._travel(self._redo, self._undo)
 
     def _travel(self, origin: list[Step], destination: list[Step]) -> str | None:
+        self._refuse_listeners()
         if self._open is not None:
             raise GraphError(Finding("Undo and redo cannot run inside a transaction.", code="transaction"))
         if not origin:
@@ -544,30 +572,59 @@ class Graph:
             for edit in reversed(step.inverses):
                 inverses.append(self._perform(edit))
                 self._tell(edit)
-        except BaseException:  # a listener failed: the step stays where it was
-            self._roll_back(inverses)
+        except BaseException as error:  # a listener failed: the step stays where it was
+            self._roll_back(inverses, error)
             raise
         origin.pop()
         destination.append(Step(step.label, step.merge, inverses))
         return step.label
 
-    def _roll_back(self, inverses: list[Edit]) -> None:
-        """Takes edits back, last first, and tells listeners; `inverses` is empty afterwards."""
-        while inverses:
+    def _roll_back(self, inverses: list[Edit], cause: BaseException, start: int = 0) -> None:
+        """Takes the edits from number `start` on back, last first, and tells listeners.
+
+        A listener that fails does not stop it: what it raised becomes a note on `cause`.
+        """
+        while len(inverses) > start:
             edit = inverses.pop()
             self._perform(edit)
-            self._tell(edit)
+            try:
+                self._tell(edit)
+            except Exception as error:  # the document comes first; the listener's own error is kept as a note
+                cause.add_note(f"While {edit} was taken back, a listener failed: {error!r}")
 
     # -- listeners ------------------------------------------------------------------------------------------------
 
     def listen(self, listener: Listener) -> Callable[[], None]:
-        """Calls `listener(edit)` after every edit, undo, redo and rollback; the returned function ends that."""
+        """Calls `listener(edit)` after every edit, undo, redo and rollback; the returned function ends that.
+
+        A listener must not edit the graph. If one raises, the others still hear the edit, and then it is taken back.
+        """
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def _tell(self, edit: Edit) -> None:
-        for listener in tuple(self._listeners):
-            listener(edit)
+        failed: BaseException | None = None
+        self._telling = True
+        try:
+            for listener in tuple(self._listeners):
+                try:
+                    listener(edit)
+                except BaseException as error:  # raised below, when all have heard
+                    failed = failed or error
+        finally:
+            self._telling = False
+        if failed is not None:
+            raise failed
+
+    def _refuse_listeners(self) -> None:
+        if self._telling:
+            raise GraphError(
+                Finding(
+                    "A listener cannot edit the graph: the others would hear of its edit before this one.",
+                    remedy="Make the edit after the one that is being told has returned.",
+                    code="listener",
+                )
+            )
 
     # -- whole documents ------------------------------------------------------------------------------------------
 
@@ -607,6 +664,31 @@ class Graph:
         if stuck:
             raise GraphError.at(min(stuck), "", f"These nodes form a cycle: {', '.join(sorted(stuck))}.", code="cycle")
         return graph
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two parts of documents are equal, where NaN equals itself."""
+    if a is b or (type(a) is type(b) and a == b):
+        return True
+    match a, b:
+        case NodeState(), NodeState():
+            return (a.id, a.type) == (b.id, b.type) and same(vars(a), vars(b))
+        case Mapping(), Mapping():
+            return a.keys() == b.keys() and all(same(value, b[key]) for key, value in a.items())
+        case (list(), list()) | (tuple(), tuple()):
+            return len(a) == len(b) and all(map(same, a, b))
+        case float(), float():
+            return a == b or (a != a and b != b)
+    if hasattr(a, "kind") and hasattr(b, "kind"):  # attributes with a type of their own
+        return bool(a.kind == b.kind and same(a.value, b.value))
+    return bool(a == b)
+
+
+def _owned(value: Any) -> Any:
+    """The value, lists and mappings copied: who gave them may go on to change them."""
+    if isinstance(value, Mapping):
+        return {key: _owned(item) for key, item in value.items()}
+    return [_owned(item) for item in value] if type(value) is list else value
 
 
 def _holds_graph(value: Any) -> bool:

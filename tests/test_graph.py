@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from runtime.errors import GraphError
 from runtime.graph import ABSENT, Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
+from runtime.snippets import dumps
 
 TYPE = "test.Unknown"
 
@@ -251,3 +252,109 @@ def test_a_failing_listener_leaves_document_and_history_as_they_were() -> None:
     assert graph == before
     assert graph.undo() == "Wire b.y to c.x"
     assert len(graph.wires) == 1
+
+
+# Listeners that fail, values that change, orders that come back
+
+
+def test_all_listeners_hear_an_edit_that_one_of_them_refuses() -> None:
+    graph, heard = Graph("g"), []
+
+    def refuse(edit: Edit) -> None:
+        if isinstance(edit, Add):
+            raise ValueError("no")
+
+    graph.listen(refuse)
+    graph.listen(heard.append)
+    with pytest.raises(ValueError, match="no"):
+        graph.add("Relu", "r")
+    assert [type(edit) for edit in heard] == [Add, Remove]
+    assert not graph.nodes and not graph.undo_labels
+
+
+def test_a_listener_that_fails_while_edits_are_taken_back_stops_nothing() -> None:
+    graph = Graph("g")
+
+    def refuse(edit: Edit) -> None:
+        if isinstance(edit, Remove):
+            raise KeyError(edit.id)
+
+    graph.listen(refuse)
+    with pytest.raises(RuntimeError, match="stop") as caught, graph.transaction("t"):
+        graph.add("Relu", "r")
+        graph.add("Relu", "s")
+        raise RuntimeError("stop")
+    assert not graph.nodes
+    assert len(caught.value.__notes__) == 2
+
+
+def test_listeners_cannot_edit() -> None:
+    graph, heard = Graph("g"), []
+
+    def move(edit: Edit) -> None:
+        if isinstance(edit, Add):
+            graph.set(edit.node.id, "position", [0, 0], section="layout")
+
+    graph.listen(move)
+    graph.listen(heard.append)
+    with pytest.raises(GraphError, match="listener cannot edit"):
+        graph.add("Relu", "r")
+    assert not graph.nodes
+    assert [type(edit) for edit in heard] == [Add, Remove]
+
+
+def test_what_is_refused_inside_a_transaction_leaves_what_was_there() -> None:
+    graph = Graph("g")
+    graph.add("Input", "x")
+    graph.add("Relu", "a")
+    graph.add("Relu", "b")
+    graph.wire("x.value", "a.X")
+    graph.wire("a.Y", "b.X")
+    before = graph.copy()
+    with graph.transaction("t"):
+        with pytest.raises(GraphError, match="cycle"):
+            graph.wire("b.Y", "a.X")
+        assert graph == before
+        graph.add("Relu", "c")
+    graph.undo()
+    assert graph == before
+
+
+def test_undo_brings_orders_back() -> None:
+    graph = Graph("")
+    graph.add("Input", "x")
+    graph.apply(Add(NodeState("z", "their.Unknown", {"a": 1, "b": 2, "c": 3})))
+    for port in ("one", "two", "three"):
+        graph.wire("x.value", f"z.{port}")
+    before = dumps(graph)[0]
+    graph.set("z", "b", ABSENT)
+    graph.cut("z.one")
+    graph.cut("z.two")
+    for _ in range(3):
+        graph.undo()
+    assert dumps(graph)[0] == before
+    while graph.redo():
+        pass
+    assert list(graph.nodes["z"].parameters) == ["a", "c"]
+    assert list(graph.inputs_of("z")) == ["three"]
+
+
+def test_values_belong_to_the_graph() -> None:
+    graph = Graph("g")
+    shape, position = [1, 2], {"at": [0, 0]}
+    graph.add("Input", "x", parameters={"shape": shape})
+    graph.set("x", "position", position, section="layout")
+    shape.append(3)
+    position["at"].append(9)
+    assert graph.nodes["x"].parameters["shape"] == [1, 2]
+    assert graph.nodes["x"].layout["position"] == {"at": [0, 0]}
+
+
+def test_nan_equals_itself() -> None:
+    def with_numbers(*numbers: float) -> Graph:
+        graph = Graph("g")
+        graph.apply(Add(NodeState("z", "their.Unknown", {"a": numbers[0], "b": list(numbers)})))
+        return graph
+
+    assert with_numbers(float("nan"), 1.0) == with_numbers(float("nan"), 1.0)
+    assert with_numbers(float("nan"), 1.0) != with_numbers(float("nan"), 2.0)

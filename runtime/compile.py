@@ -45,6 +45,9 @@ PREFIX = "qmoe."
 OUTPUT_PREFIX = "qmoe.output."
 """Starts the keys of an output's entries, which lie with the value that it gives out."""
 
+DATA_FILE = "qmoe.data"
+"""The key of a model's metadata that names the data file that was written with it."""
+
 DEFAULT_NAME = "graph"
 """The name in ONNX of a graph without one: ONNX wants every graph to have a name."""
 

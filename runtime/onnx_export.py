@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx.numpy_helper import from_array, to_array
 
-from runtime.compile import PREFIX
+from runtime.compile import DATA_FILE, PREFIX
 from runtime.errors import Finding, GraphError
 from runtime.onnx_types import from_type_proto, to_type_proto
 from runtime.types import TensorType, ValueType, parse_type
@@ -111,6 +111,7 @@ def write_in_one(parts: Parts, file: BinaryIO) -> None:
 
 def write_in_two(parts: Parts, file: BinaryIO, data: BinaryIO, location: str) -> None:
     """Writes a model, and its large tensors into a second file that the first one names `location`."""
+    parts.message.metadata_props.add(key=DATA_FILE, value=location)
     position = 0
     for item in parts.bulk:
         offset = -(-position // ALIGNMENT) * ALIGNMENT

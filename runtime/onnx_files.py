@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from glob import escape
+import mmap
 from pathlib import Path
 
 import onnx
@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.atomic import replacing
 from runtime.check import Checker
-from runtime.compile import PREFIX, Compiled, compile_graph
+from runtime.compile import DATA_FILE, PREFIX, Compiled, compile_graph
 from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.graph import Graph
 from runtime.onnx_export import parts_of, write_in_one, write_in_two
@@ -45,8 +45,8 @@ def save_onnx(graph: Graph, path: str | Path, target: str = "onnxruntime") -> li
     """Writes a graph as an ONNX file for one of TARGETS; returns what is worth knowing about the result.
 
     Tensors go to `<name>.onnx.data` (or `<name>.onnx.1.data` while that is taken) beside the file when they are too
-    large for one file, or were mapped from a data file and are large. The old files stay whole until the new ones are.
-    A link stands for the file it leads to.
+    large for one file, or were mapped from a data file and are large. The old files stay whole until the new ones are;
+    then a data file that we wrote goes, unless a model beside it names it. A link stands for the file it leads to.
     GraphError with the findings of `check` if the graph is wrong; FileError if the file cannot be written.
     """
     if target not in TARGETS:
@@ -74,7 +74,7 @@ def save_onnx(graph: Graph, path: str | Path, target: str = "onnxruntime") -> li
             with replacing(path) as file, replacing(data_path) as data:
                 write_in_two(parts, file, data, data_path.name)
         except BaseException:
-            if data_path not in _data_files(path):
+            if not path.is_file() or data_path.name.encode() not in path.read_bytes():
                 data_path.unlink(missing_ok=True)
             raise
     else:
@@ -149,13 +149,37 @@ def _free_path(path: Path) -> Path:
 
 
 def _data_files(path: Path) -> set[Path]:
-    """The data files of our naming that the model at `path` uses: they go when it is replaced."""
-    candidates = {file.name for file in path.parent.glob(f"{escape(path.name)}.*data")}
-    if not candidates or not path.is_file():
+    """The data file that we wrote for the model at `path`, which goes when that is replaced.
+
+    Not one of somebody else's making, and not while another model in the folder names it: copies of a model share it.
+    """
+    if not path.is_file():
         return set()
     try:
-        tensors = _read(path).graph.initializer
+        old = _read(path)
     except FileError:
         return set()  # no model: what lies beside it is not ours to remove
-    used = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return {path.parent / name for name in used & candidates}
+    ours = {entry.value for entry in old.metadata_props if entry.key == DATA_FILE}
+    used = {
+        entry.value for tensor in old.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    return {
+        path.parent / name
+        for name in ours & used
+        if (path.parent / name).is_file() and name == Path(name).name and not _is_named_by_others(path, name)
+    }
+
+
+def _is_named_by_others(path: Path, name: str) -> bool:
+    """Whether another file in a model's folder that may be a model names a data file; so too if that cannot be told."""
+    for other in path.parent.iterdir():
+        if other == path or other.suffix.lower() not in (".onnx", ".ort", ".pb") or not other.is_file():
+            continue
+        try:
+            with other.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                if content.find(name.encode()) >= 0:
+                    return True
+        except (OSError, ValueError):  # an empty file cannot be mapped, and names nothing
+            if other.stat().st_size:
+                return True
+    return False

@@ -20,6 +20,7 @@ from runtime import catalog
 from runtime.attributes import from_proto
 from runtime.compile import (
     COMMON_NAMES,
+    DATA_FILE,
     DEFAULT_NAME,
     MAXIMUM_DEPTH,
     OUTPUT_PREFIX,
@@ -93,6 +94,7 @@ class _Reader(Source):
         if proto.doc_string:
             info["doc"] = proto.doc_string
         metadata = _metadata(proto.metadata_props)
+        metadata.pop(DATA_FILE, None)
         layout = _own_layout(metadata, PREFIX)
         if metadata:
             info["metadata"] = metadata

@@ -468,7 +468,9 @@ def test_large_models_go_to_two_files_and_over_themselves(tmp_path: Path) -> Non
         again = load_onnx(path)
         assert again.nodes["w1"].parameters["tensor"].is_mapped
         assert again == graph  # whose tensors are mapped from a file that is gone by now
-        assert differences(model, onnx.load(path, load_external_data=False), (tmp_path, tmp_path)) == []
+        written = onnx.load(path, load_external_data=False)
+        assert written.metadata_props.pop().value == location
+        assert differences(model, written, (tmp_path, tmp_path)) == []
         np.testing.assert_array_equal(outputs_of(str(path), feeds)[0], expected)
 
 
@@ -715,6 +717,29 @@ def test_data_lies_beside_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
             assert list(links.iterdir()) == [link]
             for other in (real, link):
                 assert load_onnx(other).nodes["w"].parameters["tensor"].array()[0] == value_now
+
+
+@pytest.mark.usefixtures("small_limits")
+def test_a_data_file_that_another_model_names_stays(tmp_path: Path) -> None:
+    constant = numpy_helper.from_array(np.arange(1000, dtype=np.float32), "w")
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    graph = import_model(model_of(nodes, [value("x", (1000,))], [value("y", (1000,))], initializer=[constant]))
+    save_onnx(graph, tmp_path / "a.onnx", "schema")
+    assert "metadata" not in load_onnx(tmp_path / "a.onnx").section("info")
+    shutil.copy(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    save_onnx(load_onnx(tmp_path / "a.onnx"), tmp_path / "a.onnx", "schema")
+    for name in ("a.onnx", "b.onnx"):
+        assert load_onnx(tmp_path / name).nodes["w"].parameters["tensor"].array()[999] == 999
+    (tmp_path / "b.onnx").unlink()
+    save_onnx(load_onnx(tmp_path / "a.onnx"), tmp_path / "a.onnx", "schema")
+    assert {file.name for file in tmp_path.iterdir()} == {"a.onnx", "a.onnx.data", "a.onnx.2.data"}
+
+
+def test_a_data_file_of_somebody_elses_making_stays(tmp_path: Path) -> None:
+    write_data(tmp_path / "m.onnx.data")
+    path = external_model(tmp_path, "m.onnx.data")
+    save_onnx(load_onnx(path), path, "schema")
+    assert (tmp_path / "m.onnx.data").is_file()
 
 
 def test_a_store_of_files_that_links_give_names(tmp_path: Path) -> None:

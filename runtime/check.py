@@ -17,6 +17,7 @@ from runtime import catalog
 from runtime.attributes import Typed
 from runtime.captures import MAXIMUM_DEPTH, bodies_of, captured_names
 from runtime.errors import Finding, Severity
+from runtime.function_checks import function_key, wrong_functions
 from runtime.graph import Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
 from runtime.node import In, Node, NodeContext
 from runtime.node_checks import (
@@ -394,7 +395,7 @@ class Checker:
         return []
 
     def _examine_unknown(self, state: NodeState, sources: Mapping[str, PortRef]) -> _Result:
-        if isinstance(self._functions.get(_function_key(state)), Graph):
+        if isinstance(self._functions.get(function_key(state)), Graph):
             return _Result(self._types_of_call(state, sources))
         domain = state.type.rpartition(".")[0]
         version = catalog.first_version(state.type)
@@ -422,7 +423,7 @@ class Checker:
 
     def _types_of_call(self, state: NodeState, sources: Mapping[str, PortRef]) -> dict[str, ValueType]:
         """Types of the outputs of a call of a function; functions inside it are not followed."""
-        key = _function_key(state)
+        key = function_key(state)
         body = self._functions[key]
         ports = inputs_in_use(None, sources)
         given = tuple(self.type_of_known(sources[port]) if port in sources else None for port in ports)
@@ -443,11 +444,12 @@ class Checker:
 
     def _of_functions(self) -> Iterator[Finding]:
         """Findings in the bodies of the graph's functions, whatever they are called with."""
-        functions = dict(self._functions)
+        functions = {key: body for key, body in self._functions.items() if isinstance(body, Graph)}
+        if not functions:
+            return
+        yield from wrong_functions(self._graph, functions)
         around = _Surroundings({}, (), functions, dict(self._graph.opsets), 1)
         for key, body in functions.items():
-            if not isinstance(body, Graph):
-                continue
             checked = self._bodies.get(("", key))
             if checked is None or checked.body is not body or checked.around != around:
                 checked = self._bodies["", key] = self._checked(body, around, is_function=True)
@@ -581,13 +583,6 @@ def _common(first: ValueType, second: ValueType) -> ValueType:
 def _scan_states(state: NodeState, sources: Mapping[str, PortRef]) -> int:
     scanned = state.parameters.get("num_scan_inputs", 0)
     return max(0, len(sources) - (scanned if isinstance(scanned, int) else 0))
-
-
-def _function_key(state: NodeState) -> str:
-    """The name under which a graph holds the function that a node calls, if it calls one."""
-    domain, _, name = state.type.rpartition(".")
-    overload = str(state.extra.get("overload") or "")
-    return f"{domain}::{name}::{overload}" if overload else f"{domain}::{name}"
 
 
 @lru_cache(maxsize=256)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BACKENDS = ("onnxruntime", "numpy")
 PRECISIONS = ("exact", "fast")
 TRAINABLE = "trainable weight"
+MOST_THREADS = 256
+"""ONNX Runtime starts as many threads as it is told to, however few cores there are."""
 
 
 @dataclass(slots=True)
@@ -74,8 +76,8 @@ class Session:
     ) -> None:
         _check_choice("backend", backend, BACKENDS)
         _check_choice("precision", precision, PRECISIONS)
-        if threads is not None and threads < 1:
-            raise GraphError(Finding(f"threads must be at least 1, or None; {threads} came.", code="option"))
+        if threads is not None and not 1 <= threads <= MOST_THREADS:
+            raise GraphError(Finding(f"threads must be 1 to {MOST_THREADS}, or None; {threads} came.", code="option"))
         self._settings = (backend, providers, threads, precision, as_is)
         self._graph = graph.copy()
         checker = Checker(self._graph)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runtime import Session
 from runtime.check import Checker, check
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import ABSENT, Graph
@@ -228,8 +229,33 @@ def test_a_mistake_inside_a_function_is_found_with_its_path() -> None:
     assert finding.node == "my.own::Call/node" and finding.code == "unknown-type"
 
 
-def test_a_function_that_calls_itself_is_no_trap() -> None:
-    assert check(with_function("my.own.Call")) == []
+def test_functions_that_call_themselves_are_found() -> None:
+    finding = only(with_function("my.own.Call"))
+    assert finding.severity is Severity.ERROR and "my.own::Call" in finding.message and "without end" in finding.message
+
+
+def test_calls_that_stand_for_too_many_nodes_are_found() -> None:
+    graph = Graph("g", opsets={"": 21, "f": 1})
+    functions: dict[str, Graph] = {}
+    for level in range(31):
+        body = Graph("", opsets={"": 21, "f": 1})
+        body.add("Input", "x")
+        for index, source in enumerate(("x.value", "n0.output.0" if level else "n0.Y")):
+            body.add(f"f.F{level - 1}" if level else "Abs", f"n{index}")
+            body.wire(source, f"n{index}.input.0" if level else f"n{index}.X")
+        body.add("Output", "y")
+        body.wire("n1.output.0" if level else "n1.Y", "y.value")
+        functions[f"f::F{level}"] = body
+        graph.set("", f"f::F{level}", body, section="functions")
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [2]})
+    graph.add("f.F30", "call")
+    graph.add("Output", "y")
+    graph.wire("x.value", "call.input.0")
+    graph.wire("call.output.0", "y.value")
+    finding = only(graph)
+    assert finding.severity is Severity.ERROR and "at most 1,000,000" in finding.message
+    with pytest.raises(GraphError, match="at most 1,000,000"):
+        Session(graph)
 
 
 def test_a_subgraph_has_the_operator_set_versions_of_its_graph() -> None:

@@ -450,7 +450,8 @@ def test_weights_are_shared_not_copied(tmp_path: Path) -> None:
     [
         ({"backend": "torch"}, "backend must be 'onnxruntime' or 'numpy'"),
         ({"precision": "low"}, "precision must be 'exact' or 'fast'"),
-        ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 0}, "threads must be 1 to 256"),
+        ({"threads": 100000}, "threads must be 1 to 256"),
         ({"providers": ["NoSuchProvider"]}, "has no NoSuchProvider"),
     ],
 )

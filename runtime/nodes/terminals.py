@@ -44,6 +44,8 @@ class Initializer(Node):
     training_type = Parameter(
         str, default="constant", choices=TRAINING_TYPES, attribute=None, doc="whether training changes it"
     )
+    l1 = Parameter(float, default=0.0, minimum=0.0, attribute=None, doc="training adds l1 * sum(|w|) to the loss")
+    l2 = Parameter(float, default=0.0, minimum=0.0, attribute=None, doc="training adds l2 * sum(w^2) to the loss")
     overridable = Parameter(
         bool, default=False, attribute=None, doc="also an input of the graph, whose default value the tensor is"
     )

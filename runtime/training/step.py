@@ -1,0 +1,276 @@
+"""A training step as a graph: batch, weights, state and learning rate in; losses, weights and state out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from runtime.backends.onnxruntime import inline_functions
+from runtime.check import Checker
+from runtime.compile import compile_graph
+from runtime.errors import Finding, GraphError, Severity
+from runtime.gradients.expressions import Expr, Formulas
+from runtime.gradients.walk import pull_back
+from runtime.graph import Graph
+from runtime.lowering import names_of, write_forms
+from runtime.nodes.terminals import Initializer
+from runtime.tape import Tape, tensor_type
+from runtime.tensors import Tensor
+from runtime.training.optimizers import Optimizer
+from runtime.types import ElementType
+
+RATE = "learning_rate"
+TOTAL = "total_loss"
+NEXT = "next."
+STEP = "step"
+NORM = "gradient_norm"
+APPLY = "apply"
+METADATA = "qmoe.training_step"
+"""The entry of a model's metadata, JSON, that says which output becomes which input of the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A training step.
+
+    The model's inputs are the graph's own inputs (`batch`), `learning_rate`, and the carried tensors: weights by their
+    names, and state. Its outputs are `losses` (and "total_loss", "gradient_norm") and the carried tensors' next values,
+    called "next.<name>". `carried` gives the first values by input name; `weights` are those of them that are weights.
+    With accumulation, `apply` is one more input: whether this step changes the weights, or only adds up.
+    """
+
+    model: ir.Model
+    batch: tuple[str, ...]
+    losses: tuple[str, ...]
+    outputs: tuple[str, ...]
+    weights: tuple[str, ...]
+    carried: Mapping[str, Tensor]
+    accumulates: bool
+
+
+def training_step(
+    graph: Graph,
+    losses: Mapping[str, float],
+    optimizer: Optimizer,
+    *,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    average: float | None = None,
+) -> Step:
+    """The training step of a graph.
+
+    `losses` gives the weight of every output that is a loss, one number each; they and the regularizers (`l1` and
+    `l2` of initializers) add up to what falls. All initializers that are trainable weights change. `clip_norm` scales
+    the gradients so that together their Euclidean length is at most that (torch's clip_grad_norm_). With `accumulate`
+    n, gradients are averaged over n steps before they count. `average` d keeps an average a = d a + (1 - d) w of every
+    weight as well, called "average.<name>".
+
+    GraphError if the graph has errors, no trainable weight, or an operator without a gradient in the way.
+    """
+    checker = Checker(graph.copy())
+    errors = [finding for finding in checker.findings() if finding.severity is Severity.ERROR]
+    if errors:
+        raise GraphError(errors)
+    trainable = trainable_weights(graph)
+    if not trainable:
+        raise GraphError(
+            Finding(
+                "The graph has no trainable weight.",
+                remedy='Set training_type of an Initializer to "trainable weight".',
+                code="training",
+            )
+        )
+    compiled = compile_graph(graph)
+    compiled.mark_nodes()
+    inline_functions(compiled.model)
+    compiled.give_types(checker.type_of)
+    write_forms(compiled.model)
+    return _Writer(compiled.model, graph, losses, optimizer, clip_norm, accumulate, average).write(trainable)
+
+
+def trainable_weights(graph: Graph) -> dict[str, str]:
+    """The ids of trainable initializers by name."""
+    return {
+        str(state.parameters.get("name") or id): id
+        for id, state in graph.nodes.items()
+        if state.type == Initializer.type_name() and state.parameters.get("training_type") == "trainable weight"
+    }
+
+
+class _Writer:
+    def __init__(
+        self,
+        model: ir.Model,
+        graph: Graph,
+        losses: Mapping[str, float],
+        optimizer: Optimizer,
+        clip_norm: float | None,
+        accumulate: int,
+        average: float | None,
+    ) -> None:
+        self.model, self.graph, self.losses, self.optimizer = model, graph, losses, optimizer
+        self.clip_norm, self.accumulate, self.average = clip_norm, accumulate, average
+        self.tape = Tape("training", "", model.opset_imports.get("", 21), names_of(model))
+        self.op = Formulas(self.tape, model.opset_imports)
+        self.op.complete(model.graph)
+        self.batch = tuple(str(value.name) for value in model.graph.inputs)
+        self.carried: dict[str, Tensor] = {}
+        self.next: dict[str, Expr] = {}
+
+    def write(self, trainable: Mapping[str, str]) -> Step:
+        """The step; `trainable` gives the ids of weights by name."""
+        weights = {name: self._weight(name, id) for name, id in trainable.items()}
+        rate = self._input(RATE, ElementType.FLOAT, ())
+        step = self._carried(STEP, np.zeros((), np.int64))
+        total, outputs = self._total(weights, trainable)
+        gradients = self._gradients(total, weights)
+        apply = self._accumulation(gradients) if self.accumulate > 1 else None
+        norm = self._norm(gradients)
+        if self.clip_norm is not None:
+            limit = norm.op.operand(self.clip_norm, norm)
+            scale = self.op.Min(limit / (norm + 1e-6), 1.0)
+            gradients = {name: gradient * scale.cast(gradient.element) for name, gradient in gradients.items()}
+        counted = step + self.op.constant(np.asarray(1, np.int64))
+        for name, weight in weights.items():
+            self._update(name, weight, gradients[name], rate, counted, apply)
+        self.next[STEP] = counted if apply is None else self.op.Where(apply, counted, step)
+        results = {**outputs, TOTAL: total, NORM: norm, **{NEXT + name: value for name, value in self.next.items()}}
+        return self._finished(results, tuple(outputs), tuple(weights))
+
+    def _finished(self, results: Mapping[str, Expr], losses: tuple[str, ...], weights: tuple[str, ...]) -> Step:
+        graph = self.model.graph
+        given: list[ir.Value] = []
+        for name, result in results.items():
+            value = result.value
+            if value.name != name or value.is_graph_input():
+                value = self.op.Identity(result).value
+                value.name = name
+            given.append(value)
+        graph.extend(self.tape.nodes)
+        graph.outputs.clear()
+        graph.outputs.extend(given)
+        _drop_unused(self.model)
+        pairs = [[name, NEXT + name] for name in self.carried]
+        notes = {"carried": pairs, "weights": list(weights), "losses": list(losses), "accumulate": self.accumulate}
+        self.model.metadata_props[METADATA] = json.dumps(notes)
+        return Step(
+            self.model, self.batch, losses, tuple(results), weights, dict(self.carried), accumulates=self.accumulate > 1
+        )
+
+    def _weight(self, name: str, id: str) -> Expr:
+        """A weight that becomes an input of the step."""
+        tensor = self.graph.nodes[id].parameters["tensor"]
+        if tensor.element is None or not tensor.element.is_float:
+            raise GraphError.at(id, "tensor", f"A trainable weight holds floats; this one is {tensor.type}.")
+        graph = self.model.graph
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        if value not in graph.inputs:
+            graph.inputs.append(value)
+        self.batch = tuple(other for other in self.batch if other != name)
+        self.carried[name] = tensor
+        return Expr(self.op, value)
+
+    def _input(self, name: str, element: ElementType, shape: Sequence[int]) -> Expr:
+        value = ir.Value(name=name, type=tensor_type(element), shape=ir.Shape(shape))
+        self.model.graph.inputs.append(value)
+        return Expr(self.op, value)
+
+    def _carried(self, name: str, first: np.ndarray) -> Expr:
+        tensor = Tensor.from_array(first)
+        self.carried[name] = tensor
+        return self._input(name, tensor.element, tensor.shape)
+
+    def _total(self, weights: Mapping[str, Expr], ids: Mapping[str, str]) -> tuple[Expr, dict[str, Expr]]:
+        """What falls, and the losses by output name."""
+        values = {str(value.name): value for value in self.model.graph.outputs}
+        outputs: dict[str, Expr] = {}
+        total: Expr | None = None
+        for name, factor in self.losses.items():
+            if name not in values:
+                there = ", ".join(values) or "none"
+                raise GraphError.at(name, "", "The graph has no such output.", f"The outputs are {there}.", "output")
+            loss = outputs[name] = Expr(self.op, values[name])
+            if not loss.element.is_float or loss.shape not in ((), (1,)):
+                raise GraphError.at(name, "", f"A loss is one number; this output is {loss.type}.", code="shape")
+            term = self.op.Reshape(loss, np.asarray([], np.int64)) if loss.shape else loss
+            term = term.cast(ElementType.FLOAT) if term.element is not ElementType.DOUBLE else term
+            term = term if factor == 1 else term * factor
+            total = term if total is None else total + term.cast(total.element)
+        if total is None:
+            raise GraphError(Finding("Training needs a loss, and none was named.", code="training"))
+        for name, weight in weights.items():
+            parameters = self.graph.nodes[ids[name]].parameters
+            for key, size in (("l1", self.op.Abs), ("l2", lambda x: x * x)):
+                if parameters.get(key):
+                    penalty = self.op.ReduceSum(size(weight), keepdims=0) * float(parameters[key])
+                    total = total + penalty.cast(total.element)
+        return total, outputs
+
+    def _gradients(self, total: Expr, weights: Mapping[str, Expr]) -> dict[str, Expr]:
+        nodes = [*self.model.graph, *self.tape.nodes]
+        one = self.op.operand(1.0, total)
+        found = pull_back(self.op, nodes, {total.value: one}, [weight.value for weight in weights.values()])
+        return {
+            name: found[weight.value] if weight.value in found else self.op.like(0.0, weight)
+            for name, weight in weights.items()
+        }
+
+    def _accumulation(self, gradients: dict[str, Expr]) -> Expr:
+        """Replaces the gradients by their average with those of the steps before; whether they count now."""
+        apply = self._input(APPLY, ElementType.BOOL, ())
+        for name, gradient in gradients.items():
+            key = f"accumulated.{name}"
+            before = self._carried(key, np.zeros_like(self.carried[name].array()))
+            summed = before + gradient * (1 / self.accumulate)
+            gradients[name] = summed
+            self.next[key] = self.op.Where(apply, self.op.like(0.0, before), summed)
+        return apply
+
+    def _norm(self, gradients: Mapping[str, Expr]) -> Expr:
+        """The Euclidean length of all gradients together, float32."""
+        total: Expr | None = None
+        for gradient in gradients.values():
+            wide = gradient.cast(ElementType.FLOAT)
+            square = self.op.ReduceSum(wide * wide, keepdims=0)
+            total = square if total is None else total + square
+        assert total is not None
+        norm: Expr = self.op.Sqrt(total)
+        return norm
+
+    def _update(self, name: str, weight: Expr, gradient: Expr, rate: Expr, step: Expr, apply: Expr | None) -> None:
+        zeros = np.zeros_like(self.carried[name].array())
+        state = {slot: self._carried(f"{slot}.{name}", zeros) for slot in self.optimizer.slots}
+        element = weight.element
+        changed, new = self.optimizer.update(weight, gradient, state, rate.cast(element), step.cast(element))
+        results: dict[str, tuple[Expr, Expr]] = {name: (weight, changed)}
+        results |= {f"{slot}.{name}": (state[slot], new[slot]) for slot in state}
+        if self.average is not None:
+            key = f"average.{name}"
+            before = self._carried(key, self.carried[name].array())
+            results[key] = (before, self.average * before + (1 - self.average) * changed)
+        for key, (old, value) in results.items():
+            self.next[key] = value if apply is None else self.op.Where(apply, value, old)
+
+
+def _drop_unused(model: ir.Model) -> None:
+    """Removes nodes of which nobody reads anything, and initializers."""
+    graph = model.graph
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+            del graph.initializers[name]
+
+
+def notes_of(model: Any) -> dict[str, Any]:
+    """What an exported step says of itself: which output becomes which input, its weights and losses."""
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA), "{}")
+    notes: dict[str, Any] = json.loads(text)
+    return notes

@@ -1,0 +1,288 @@
+"""The loop around a training step: epochs, batches, validation, early stopping, checkpoints, a log."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from runtime.atomic import replacing
+from runtime.errors import FileError, Finding, GraphError
+from runtime.graph import Graph
+from runtime.session import Session
+from runtime.tensors import Tensor
+from runtime.training.checkpoints import load_checkpoint, save_checkpoint
+from runtime.training.optimizers import Adam, Optimizer
+from runtime.training.runner import StepRunner
+from runtime.training.schedules import Schedule
+from runtime.training.step import TOTAL, trainable_weights, training_step
+
+CHECKPOINT = "checkpoint.zip"
+LOG = "log.jsonl"
+
+Report = Callable[["Progress"], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a graph is trained.
+
+    `losses` are outputs of the graph with their weights. `validation` is the share of the samples that are held back
+    and never trained on, taken from their end; after each epoch the loss on them is computed, and the weights of the
+    best epoch are kept. Training ends early after `patience` epochs without a better one (0: never). Batches are drawn
+    without replacement in an order that `seed` and the epoch give; a last batch that is not full counts too.
+    """
+
+    losses: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
+    optimizer: Optimizer = field(default_factory=Adam)
+    schedule: Schedule = field(default_factory=Schedule)
+    epochs: int = 10
+    batch_size: int = 32
+    seed: int = 0
+    validation: float = 0.0
+    patience: int = 0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    average: float | None = None
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise _option(f"{name} must be at least {least}; {getattr(self, name)} came.")
+        if not 0 <= self.validation < 1:
+            raise _option(f"validation must be at least 0 and less than 1; {self.validation} came.")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise _option(f"average must be at least 0 and less than 1; {self.average} came.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise _option(f"clip_norm must be more than 0; {self.clip_norm} came.")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training run is: the epoch (from 0), the steps done of all, the last losses, and the learning rate."""
+
+    epoch: int
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    rate: float
+
+
+class Trainer:
+    """Trains the weights of a graph on arrays by input name, which all have one sample in each row.
+
+    `folder` keeps a checkpoint after every epoch and a log, a JSON object a line; None keeps nothing. `resume` goes on
+    from the checkpoint there: on the same machine with the same number of threads, to the last bit as if the run had
+    never stopped.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        data: Mapping[str, np.ndarray],
+        settings: Settings | None = None,
+        *,
+        folder: str | Path | None = None,
+        resume: bool = False,
+        backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
+        threads: int | None = None,
+    ) -> None:
+        self.settings = settings = settings or Settings()
+        self._graph = graph.copy()
+        self._step = training_step(
+            graph,
+            settings.losses,
+            settings.optimizer,
+            clip_norm=settings.clip_norm,
+            accumulate=settings.accumulate,
+            average=settings.average,
+        )
+        self._options: dict[str, Any] = {"backend": backend, "threads": threads}
+        self._data = self._checked(data)
+        samples = len(next(iter(self._data.values())))
+        held_back = round(samples * settings.validation)
+        if settings.validation and not 0 < held_back < samples:
+            raise _option(f"validation {settings.validation} of {samples} samples leaves one of the two parts empty.")
+        self._training = samples - held_back
+        self._samples = samples
+        self._runner = StepRunner(self._step, backend, threads)
+        self._folder = None if folder is None else Path(folder)
+        self.history: list[dict[str, float]] = []
+        """One entry an epoch: the mean training losses, the validation losses ("validation <name>"), the rate."""
+        self.epoch = 0
+        self._steps_done = 0
+        self._best: dict[str, np.ndarray] = {}
+        self._best_loss = math.inf
+        self._best_epoch = -1
+        self._log: list[dict[str, float]] = []
+        if self._folder is not None:
+            self._open_folder(self._folder, resume)
+        elif resume:
+            raise _option("To resume, name the folder of the run.")
+
+    # -- running --------------------------------------------------------------------------------------------------
+
+    def run(self, report: Report | None = None, cancel: threading.Event | None = None) -> Graph:
+        """Trains until the last epoch, or until validation has not improved for long; returns the trained graph.
+
+        `report` is called after every step. After `cancel` is set, Cancelled ends the run within a step; a checkpoint
+        holds the last whole epoch.
+        """
+        settings = self.settings
+        per_epoch = -(-self._training // settings.batch_size)
+        while self.epoch < settings.epochs and not self._is_late():
+            sums: dict[str, float] = {}
+            start = perf_counter()
+            for index, rows in enumerate(self._batches(self.epoch)):
+                rate = settings.schedule(self._steps_done)
+                apply = (index + 1) % settings.accumulate == 0 or index + 1 == per_epoch
+                batch = {name: array[rows] for name, array in self._data.items()}
+                losses = self._runner.run(batch, rate, apply, cancel)
+                self._steps_done += 1
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value * len(rows)
+                if not math.isfinite(losses[TOTAL]):
+                    raise GraphError(
+                        Finding(
+                            f"The loss is {losses[TOTAL]} at step {self._steps_done} (epoch {self.epoch + 1}).",
+                            remedy="Lower the learning rate, clip the gradients, or look for NaN in the data.",
+                            code="numerics",
+                        )
+                    )
+                if report is not None:
+                    report(Progress(self.epoch, self._steps_done, per_epoch * settings.epochs, losses, rate))
+            entry = {name: value / self._training for name, value in sums.items()}
+            entry["learning_rate"] = rate
+            self._finish_epoch(entry, perf_counter() - start)
+        return self.trained()
+
+    def trained(self) -> Graph:
+        """The graph with the weights of the best epoch, or of the last one if nothing was held back.
+
+        With an average, its weights are those.
+        """
+        weights = self._best or self._current()
+        graph = self._graph.copy()
+        for name, id in trainable_weights(graph).items():
+            graph.set(id, "tensor", Tensor.from_array(weights[name]))
+        return graph
+
+    def _current(self) -> dict[str, np.ndarray]:
+        if self.settings.average is None:
+            return self._runner.weights()
+        carried = self._runner.carried()
+        return {name: carried[f"average.{name}"] for name in self._step.weights}
+
+    def _batches(self, epoch: int) -> Iterator[np.ndarray]:
+        order = np.arange(self._training)
+        if self.settings.shuffle:
+            np.random.default_rng([self.settings.seed, epoch]).shuffle(order)
+        for start in range(0, self._training, self.settings.batch_size):
+            yield order[start : start + self.settings.batch_size]
+
+    def _is_late(self) -> bool:
+        patience = self.settings.patience
+        return bool(patience and self._best_epoch >= 0 and self.epoch - 1 - self._best_epoch >= patience)
+
+    def _finish_epoch(self, entry: dict[str, float], seconds: float) -> None:
+        if self._training < self._samples:
+            validated = self._validate()
+            entry |= {f"validation {name}": value for name, value in validated.items()}
+            loss = entry[f"validation {TOTAL}"]
+            if loss < self._best_loss:
+                self._best_loss, self._best_epoch, self._best = loss, self.epoch, self._current()
+        self.history.append(entry)
+        self.epoch += 1
+        if self._folder is not None:
+            self._save(self._folder, entry, seconds)
+
+    def _validate(self) -> dict[str, float]:
+        """The losses on what was held back, with the weights as they are."""
+        graph = self._graph.copy()
+        weights = self._current()
+        for name, id in trainable_weights(graph).items():
+            graph.set(id, "tensor", Tensor.from_array(weights[name]))
+        session = Session(graph, **self._options)
+        sums = dict.fromkeys(self.settings.losses, 0.0)
+        for start in range(self._training, self._samples, self.settings.batch_size):
+            stop = min(start + self.settings.batch_size, self._samples)
+            results = session.forward({name: array[start:stop] for name, array in self._data.items()})
+            for name in sums:
+                sums[name] += float(np.asarray(results[name]).reshape(())) * (stop - start)
+        losses = {name: value / (self._samples - self._training) for name, value in sums.items()}
+        return {**losses, TOTAL: sum(losses[name] * factor for name, factor in self.settings.losses.items())}
+
+    def _checked(self, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        missing = [name for name in self._step.batch if name not in data]
+        if missing:
+            there = f"The data has {', '.join(data) or 'nothing'}."
+            raise GraphError(Finding("There is no data for this input.", name, remedy=there) for name in missing)
+        arrays = {name: np.asarray(data[name]) for name in self._step.batch}
+        if not arrays:
+            raise _option("The graph has no inputs: there is nothing to train on.")
+        sizes = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+        if len(set(sizes.values())) > 1 or min(sizes.values()) < 1:
+            listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise _option(f"All data must have the same number of samples, one at least; there are {listed}.")
+        return arrays
+
+    # -- keeping --------------------------------------------------------------------------------------------------
+
+    def _signature(self) -> str:
+        """What must be the same for a run to go on: all but how long it is."""
+        settings = self.settings
+        shown = {name: getattr(settings, name) for name in settings.__slots__ if name not in ("epochs", "patience")}
+        return repr((shown, self._samples, sorted(self._step.carried)))
+
+    def _open_folder(self, folder: Path, resume: bool) -> None:
+        path = folder / CHECKPOINT
+        if not resume:
+            if path.exists():
+                raise FileError(path, "is there already: resume that run, or name another folder.")
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise FileError(folder, f"cannot be written: {error.strerror or error}.") from error
+            return
+        tensors, state = load_checkpoint(path)
+        if state["signature"] != self._signature():
+            raise FileError(path, "is of a run with other settings, other data or another graph.")
+        self._runner.restore({k[2:]: array for k, array in tensors.items() if k.startswith("c/")})
+        self._best = {k[2:]: array for k, array in tensors.items() if k.startswith("b/")}
+        self._best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
+        self._best_epoch, self.epoch = int(state["best_epoch"]), int(state["epoch"])
+        self._steps_done, self.history = int(state["steps"]), list(state["history"])
+        self._log = list(state["log"])
+        self._write_log(folder)  # it may have been written to, or not, after the checkpoint
+
+    def _save(self, folder: Path, entry: Mapping[str, float], seconds: float) -> None:
+        tensors = {f"c/{name}": array for name, array in self._runner.carried().items()}
+        tensors |= {f"b/{name}": array for name, array in self._best.items()}
+        self._log.append({"epoch": self.epoch, "step": self._steps_done, **entry, "seconds": round(seconds, 3)})
+        state = {
+            "signature": self._signature(),
+            "epoch": self.epoch,
+            "steps": self._steps_done,
+            "best_loss": None if math.isinf(self._best_loss) else self._best_loss,
+            "best_epoch": self._best_epoch,
+            "history": self.history,
+            "log": self._log,
+        }
+        save_checkpoint(folder / CHECKPOINT, tensors, state)
+        self._write_log(folder)
+
+    def _write_log(self, folder: Path) -> None:
+        with replacing(folder / LOG) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in self._log).encode())
+
+
+def _option(message: str) -> GraphError:
+    return GraphError(Finding(message, code="option"))

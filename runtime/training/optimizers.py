@@ -20,7 +20,7 @@ class Optimizer(Protocol):
         """The names of the tensors kept beside each weight."""
 
     def update(self, weight: Expr, gradient: Expr, state: State, rate: Expr, step: Expr) -> tuple[Expr, State]:
-        """The new weight and state, after step number `step` (a float, 1 for the first) at the learning rate `rate`."""
+        """The new weight and state, after step number `step` (a double, 1 for the first) at the learning rate `rate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ def _adam(
     op = gradient.op
     first = beta1 * state["first_moment"] + (1 - beta1) * gradient
     second = beta2 * state["second_moment"] + (1 - beta2) * gradient * gradient
-    share1, share2 = (1.0 - op.Pow(op.operand(beta, step), step) for beta in (beta1, beta2))
+    # In double precision: 1 - beta^t loses half of a float32's digits at the first steps.
+    share1, share2 = ((1.0 - op.Pow(op.operand(beta, step), step)).cast(gradient.element) for beta in (beta1, beta2))
     change = (first / share1) / (op.Sqrt(second / share2) + epsilon)
     return change, {"first_moment": first, "second_moment": second}
 

@@ -247,7 +247,7 @@ class _Writer:
         zeros = np.zeros_like(self.carried[name].array())
         state = {slot: self._carried(f"{slot}.{name}", zeros) for slot in self.optimizer.slots}
         element = weight.element
-        changed, new = self.optimizer.update(weight, gradient, state, rate.cast(element), step.cast(element))
+        changed, new = self.optimizer.update(weight, gradient, state, rate.cast(element), step.cast(ElementType.DOUBLE))
         results: dict[str, tuple[Expr, Expr]] = {name: (weight, changed)}
         results |= {f"{slot}.{name}": (state[slot], new[slot]) for slot in state}
         if self.average is not None:

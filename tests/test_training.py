@@ -1,0 +1,396 @@
+"""Training: optimizers beside their formulas, runs that resume to the last bit, steps that leave as files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import Graph, GraphError, Session, Tensor
+from runtime.errors import FileError
+from runtime.training import fillers, metrics
+from runtime.training.export import save_step
+from runtime.training.optimizers import SGD, Adam, AdamW
+from runtime.training.runner import StepRunner
+from runtime.training.schedules import Schedule
+from runtime.training.step import training_step
+from runtime.training.trainer import Settings, Trainer
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((120, 6)).astype(np.float32)
+Y = ((X[:, 0] + X[:, 1] ** 2 > 0.7).astype(np.int64) + (X[:, 2] > 0.5)).astype(np.int64)
+DATA = {"x": X, "y": Y}
+
+
+def classifier(**parameters: Any) -> Graph:
+    """Two layers and a cross-entropy, with seeded weights."""
+    random = np.random.default_rng(1)
+    graph = Graph("classifier", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["samples", 6]})
+    graph.add("Input", "y", parameters={"type": "tensor(int64)", "shape": ["samples"]})
+    for id, shape in (("w1", (6, 16)), ("b1", (16,)), ("w2", (16, 3)), ("b2", (3,))):
+        numbers = fillers.glorot_uniform(random, shape) if len(shape) > 1 else np.zeros(shape)
+        tensor = Tensor.from_array(numbers.astype(np.float32))
+        graph.add("Initializer", id, parameters={"tensor": tensor, "training_type": "trainable weight", **parameters})
+    graph.add("Gemm", "first")
+    graph.add("Tanh", "tanh")
+    graph.add("Gemm", "second")
+    graph.add("qmoe.loss.SparseCategoricalCrossentropy", "entropy", parameters={"from_logits": True})
+    graph.add("Output", "loss")
+    graph.add("Output", "logits")
+    for source, target in (
+        ("x.value", "first.A"),
+        ("w1.value", "first.B"),
+        ("b1.value", "first.C"),
+        ("first.Y", "tanh.input"),
+        ("tanh.output", "second.A"),
+        ("w2.value", "second.B"),
+        ("b2.value", "second.C"),
+        ("second.Y", "entropy.y_pred"),
+        ("y.value", "entropy.y_true"),
+        ("entropy.loss", "loss.value"),
+        ("second.Y", "logits.value"),
+    ):
+        graph.wire(source, target)
+    return graph
+
+
+def weights(graph: Graph) -> dict[str, np.ndarray]:
+    return {id: s.parameters["tensor"].array() for id, s in graph.nodes.items() if s.type == "Initializer"}
+
+
+# Optimizers, beside the same formulas in NumPy and float64
+
+
+def by_formula(optimizer: Any, w: np.ndarray, slopes: list[np.ndarray], rate: float) -> np.ndarray:
+    """Where a weight goes, given its gradients: torch.optim's documented algorithms."""
+    w, v, m, s = w.astype(float), 0.0, 0.0, 0.0
+    for t, g in enumerate(slopes, 1):
+        g = g.astype(float)
+        if isinstance(optimizer, AdamW):
+            w = w - rate * optimizer.weight_decay * w
+        else:
+            g = g + optimizer.weight_decay * w
+        if isinstance(optimizer, SGD):
+            v = optimizer.momentum * v + g
+            w = w - rate * (g + optimizer.momentum * v if optimizer.nesterov else v)
+            continue
+        m = optimizer.beta1 * m + (1 - optimizer.beta1) * g
+        s = optimizer.beta2 * s + (1 - optimizer.beta2) * g * g
+        w = w - rate * (m / (1 - optimizer.beta1**t)) / (np.sqrt(s / (1 - optimizer.beta2**t)) + optimizer.epsilon)
+    return np.asarray(w)
+
+
+def linear() -> Graph:
+    """loss = sum(w x): the gradient of w is x, whatever w is."""
+    graph = Graph("linear", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [4]})
+    start = Tensor.from_array(np.array([1, -2, 0.5, 3], np.float32))
+    graph.add("Initializer", "w", parameters={"tensor": start, "training_type": "trainable weight"})
+    graph.add("Mul", "product")
+    graph.add("ReduceSum", "sum", parameters={"keepdims": 0})
+    graph.add("Output", "loss")
+    for source, target in (
+        ("x.value", "product.A"),
+        ("w.value", "product.B"),
+        ("product.C", "sum.data"),
+        ("sum.reduced", "loss.value"),
+    ):
+        graph.wire(source, target)
+    return graph
+
+
+OPTIMIZERS = [
+    SGD(),
+    SGD(momentum=0.9),
+    SGD(momentum=0.9, nesterov=True, weight_decay=0.1),
+    Adam(),
+    Adam(beta1=0.8, beta2=0.9, weight_decay=0.1),
+    AdamW(weight_decay=0.2),
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=str)
+@pytest.mark.parametrize("backend", ["onnxruntime", "numpy"])
+def test_optimizers_follow_their_formulas(optimizer: Any, backend: Any) -> None:
+    slopes = [np.random.default_rng(i).standard_normal(4).astype(np.float32) for i in range(6)]
+    runner = StepRunner(training_step(linear(), {"loss": 1.0}, optimizer), backend)
+    assert runner.is_whole == (backend == "onnxruntime")
+    for slope in slopes:
+        runner.run({"x": slope}, 0.05)
+    expected = by_formula(optimizer, np.array([1, -2, 0.5, 3]), slopes, 0.05)
+    np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
+
+
+def test_clipping_scales_all_gradients_together() -> None:
+    slope = np.array([3, 0, 4, 0], np.float32)
+    for limit, factor in ((1.0, 0.2), (10.0, 1.0)):
+        runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), clip_norm=limit))
+        assert runner.run({"x": slope}, 1.0)["gradient_norm"] == pytest.approx(5)
+        np.testing.assert_allclose(runner.weights()["w"], np.array([1, -2, 0.5, 3]) - factor * slope, rtol=1e-5)
+
+
+def test_accumulated_gradients_count_as_their_mean() -> None:
+    slopes = [np.random.default_rng(i).standard_normal(4).astype(np.float32) for i in range(4)]
+    runner = StepRunner(training_step(linear(), {"loss": 1.0}, Adam(), accumulate=2))
+    for index, slope in enumerate(slopes):
+        before = runner.weights()["w"]
+        runner.run({"x": slope}, 0.1, apply=index % 2 == 1)
+        assert np.array_equal(runner.weights()["w"], before) == (index % 2 == 0)
+    means = [(slopes[0] + slopes[1]) / 2, (slopes[2] + slopes[3]) / 2]
+    expected = by_formula(Adam(), np.array([1, -2, 0.5, 3]), means, 0.1)
+    np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
+
+
+def test_averages_follow_the_weights() -> None:
+    runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), average=0.75))
+    average = np.array([1, -2, 0.5, 3])
+    for index in range(3):
+        runner.run({"x": np.full(4, index + 1.0, np.float32)}, 0.5)
+        average = 0.75 * average + 0.25 * runner.weights()["w"]
+    np.testing.assert_allclose(runner.carried()["average.w"], average, rtol=1e-6)
+
+
+def test_regularizers_add_to_the_loss() -> None:
+    graph = linear()
+    graph.set("w", "l1", 0.5)
+    graph.set("w", "l2", 0.25)
+    runner = StepRunner(training_step(graph, {"loss": 2.0}, SGD()))
+    w, x = np.array([1, -2, 0.5, 3]), np.array([1, 2, 3, 4], np.float32)
+    losses = runner.run({"x": x}, 1.0)
+    assert losses["loss"] == pytest.approx(float((w * x).sum()))
+    assert losses["total_loss"] == pytest.approx(
+        2 * float((w * x).sum()) + 0.5 * np.abs(w).sum() + 0.25 * (w * w).sum()
+    )
+    np.testing.assert_allclose(runner.weights()["w"], w - (2 * x + 0.5 * np.sign(w) + 0.5 * w), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"kind": "constant"}, [1, 1, 1, 1, 1, 1]),
+        ({"kind": "linear", "steps": 4, "end": 0.2}, [1, 0.8, 0.6, 0.4, 0.2, 0.2]),
+        ({"kind": "cosine", "steps": 4}, [1, (1 + np.sqrt(0.5)) / 2, 0.5, (1 - np.sqrt(0.5)) / 2, 0, 0]),
+        ({"kind": "step", "every": 2, "factor": 0.5}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
+        ({"kind": "exponential", "factor": 0.5}, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
+        ({"kind": "linear", "steps": 2, "warm_up": 2}, [0.5, 1, 1, 0.5, 0, 0]),
+    ],
+)
+def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
+    schedule = Schedule(1.0, **options)
+    np.testing.assert_allclose([schedule(step) for step in range(6)], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SGD(nesterov=True),
+        lambda: Adam(beta1=1.0),
+        lambda: AdamW(weight_decay=-1),
+        lambda: Schedule(kind="sudden"),
+        lambda: Schedule(kind="cosine"),
+        lambda: Settings(epochs=0),
+        lambda: Settings(validation=1.0),
+        lambda: Settings(clip_norm=0.0),
+        lambda: Trainer(classifier(), {"x": X}),
+        lambda: Trainer(classifier(), {"x": X, "y": Y[:5]}),
+        lambda: Trainer(classifier(training_type="frozen weight"), DATA),
+        lambda: Trainer(classifier(), DATA, Settings(losses={"logits": 1.0})),
+        lambda: Trainer(classifier(), DATA, Settings(losses={"lost": 1.0})),
+        lambda: Trainer(classifier(), DATA, resume=True),
+    ],
+)
+def test_wrong_options_are_refused(make: Any) -> None:
+    with pytest.raises(GraphError):
+        make()
+
+
+# First values, and metrics
+
+
+@pytest.mark.parametrize(
+    "name", ["glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal"]
+)
+def test_fillers_have_the_variance_they_promise(name: str) -> None:
+    variance = {"glorot": 2 / 500, "he": 2 / 400, "lecun": 1 / 400}[name.partition("_")[0]]
+    numbers = fillers.FILLERS[name](np.random.default_rng(0), (400, 100))
+    assert numbers.var() == pytest.approx(variance, rel=0.03) and abs(numbers.mean()) < 1e-3
+    turned = fillers.FILLERS[name](np.random.default_rng(0), (100, 400), transposed=True)
+    assert turned.var() == pytest.approx(variance, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (2, 4, 4)])
+def test_orthogonal_matrices(shape: tuple[int, ...]) -> None:
+    matrices = fillers.orthogonal(np.random.default_rng(0), shape).reshape(-1, *shape[-2:])
+    for matrix in matrices:
+        small = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+        np.testing.assert_allclose(small, np.eye(len(small)), atol=1e-12)
+
+
+def test_metrics() -> None:
+    scores = np.array([[0.1, 0.7, 0.2], [0.5, 0.3, 0.2], [0.2, 0.3, 0.5]])
+    classes = np.array([1, 1, 0])
+    assert metrics.accuracy(scores, classes) == pytest.approx(1 / 3)
+    assert metrics.top_k_accuracy(scores, classes, 2) == pytest.approx(2 / 3)
+    assert metrics.mean_squared_error(np.ones(4), np.full(4, 3.0)) == 4
+    assert metrics.perplexity(np.log(7)) == pytest.approx(7)
+    load = metrics.expert_load(np.array([[0, 1], [0, 2]]), 4)
+    np.testing.assert_allclose(load, [0.5, 0.25, 0.25, 0])
+    assert metrics.load_entropy(load) == pytest.approx(0.75)
+    assert metrics.load_entropy(np.full(8, 1 / 8)) == pytest.approx(1)
+
+
+# The loop
+
+
+def settings(**options: Any) -> Settings:
+    return Settings(
+        **{"epochs": 4, "batch_size": 32, "validation": 0.2, "schedule": Schedule(1e-2), "seed": 5, **options}
+    )
+
+
+def test_training_makes_the_loss_fall_and_keeps_the_best_weights() -> None:
+    trainer = Trainer(classifier(), DATA, settings(epochs=30))
+    reports = []
+    graph = trainer.run(reports.append)
+    first, last = trainer.history[0]["loss"], trainer.history[-1]["loss"]
+    assert last < first / 2
+    assert len(reports) == 30 * 3 and reports[-1].step == reports[-1].steps == 90
+    held_back = {name: array[96:] for name, array in DATA.items()}
+    best = min(entry["validation loss"] for entry in trainer.history)
+    assert float(Session(graph).forward(held_back)["loss"]) == pytest.approx(best, rel=1e-5)
+
+
+def test_both_backends_train_alike() -> None:
+    histories = []
+    for backend in ("onnxruntime", "numpy"):
+        trainer = Trainer(classifier(), DATA, settings(), backend=backend)
+        trainer.run()
+        histories.append([entry["loss"] for entry in trainer.history])
+    np.testing.assert_allclose(histories[0], histories[1], rtol=1e-4)
+
+
+def test_training_stops_when_validation_gets_no_better() -> None:
+    trainer = Trainer(classifier(), DATA, settings(epochs=200, patience=3, schedule=Schedule(0.5)))
+    trainer.run()
+    losses = [entry["validation total_loss"] for entry in trainer.history]
+    assert len(losses) == int(np.argmin(losses)) + 4 < 200
+
+
+def test_a_loss_that_is_no_number_any_more_stops_the_run() -> None:
+    data = {**DATA, "x": X.copy()}
+    data["x"][3, 1] = np.nan
+    with pytest.raises(GraphError, match="The loss is nan at step"):
+        Trainer(classifier(), data, settings()).run()
+
+
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
+    whole = Trainer(classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "whole", threads=1)
+    expected = weights(whole.run())
+    part = Trainer(classifier(), DATA, settings(epochs=2, average=0.9), folder=tmp_path / "part", threads=1)
+    part.run()
+    again = Trainer(
+        classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "part", resume=True, threads=1
+    )
+    assert again.epoch == 2
+    got = weights(again.run())
+    assert {name: array.tobytes() for name, array in got.items()} == {n: a.tobytes() for n, a in expected.items()}
+    assert again.history == whole.history
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "part")
+    ]
+    assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+    with pytest.raises(FileError, match="is there already"):
+        Trainer(classifier(), DATA, settings(), folder=tmp_path / "part")
+    with pytest.raises(FileError, match="other settings"):
+        Trainer(classifier(), DATA, settings(batch_size=8), folder=tmp_path / "part", resume=True)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.test_training import DATA, Trainer, classifier, settings
+trainer = Trainer(classifier(), DATA, settings(epochs=400), folder=sys.argv[1], resume="resume" in sys.argv, threads=1)
+graph = trainer.run()
+Path(sys.argv[1], "end").write_bytes(graph.nodes["w1"].parameters["tensor"].array().tobytes())
+"""
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+
+    def start(folder: str, *options: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path / folder), *options], cwd=root)
+
+    log = tmp_path / "killed" / "log.jsonl"
+    process = start("killed")
+    until = time.monotonic() + 120
+    while not (log.exists() and log.read_text().count("\n") >= 5) and time.monotonic() < until:
+        assert process.poll() is None, "it ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert start("killed", "resume").wait() == 0
+    assert start("whole").wait() == 0
+    assert (tmp_path / "killed" / "end").read_bytes() == (tmp_path / "whole" / "end").read_bytes()
+
+
+def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
+    Trainer(classifier(), DATA, settings(epochs=1), folder=tmp_path).run()
+    path = tmp_path / "checkpoint.zip"
+    content = path.read_bytes()
+    for damaged in (b"", b"nonsense", content[:-40], content[:100] + bytes(50) + content[150:]):
+        path.write_bytes(damaged)
+        with pytest.raises(FileError, match="checkpoint"):
+            Trainer(classifier(), DATA, settings(epochs=2), folder=tmp_path, resume=True)
+
+
+# A step as a file
+
+
+PLAIN = """
+import json, sys
+import numpy, onnxruntime
+assert not {"runtime", "onnx", "onnx_ir"} & set(sys.modules)
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+options.intra_op_num_threads = 1
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+notes = json.loads(session.get_modelmeta().custom_metadata_map["qmoe.training_step"])
+data = numpy.load(sys.argv[2])
+state, losses = {}, []
+names = [output.name for output in session.get_outputs()]
+for rows in data["batches"]:
+    feeds = {"x": data["x"][rows], "y": data["y"][rows], "learning_rate": numpy.array(0.01, numpy.float32), **state}
+    results = dict(zip(names, session.run(names, feeds)))
+    state = {name: results[after] for name, after in notes["carried"]}
+    losses.append(float(results["loss"]))
+print(json.dumps(losses))
+"""
+
+
+def test_a_step_trains_with_nothing_but_onnx_runtime(tmp_path: Path) -> None:
+    chosen = settings(validation=0.0, batch_size=40, shuffle=False, epochs=3, clip_norm=0.5)
+    reports: list[Any] = []
+    Trainer(classifier(), DATA, chosen, threads=1).run(reports.append)
+    step = training_step(classifier(), {"loss": 1.0}, chosen.optimizer, clip_norm=0.5)
+    save_step(step, tmp_path / "step.onnx")
+    batches = np.arange(120).reshape(3, 40)
+    np.savez(tmp_path / "data.npz", x=X, y=Y, batches=np.concatenate([batches] * 3))
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN, str(tmp_path / "step.onnx"), str(tmp_path / "data.npz")],
+        capture_output=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    losses = json.loads(done.stdout)
+    np.testing.assert_allclose(losses, [report.losses["loss"] for report in reports], rtol=1e-5)

@@ -20,7 +20,7 @@ class Optimizer(Protocol):
         """The names of the tensors kept beside each weight."""
 
     def update(self, weight: Expr, gradient: Expr, state: State, rate: Expr, step: Expr) -> tuple[Expr, State]:
-        """The new weight and state, after step number `step` (a double, 1 for the first) at the learning rate `rate`."""
+        """The new weight and state, after step number `step` (a double, from 1 on), at the learning rate `rate`."""
 
 
 @dataclass(frozen=True, slots=True)

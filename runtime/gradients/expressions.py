@@ -278,7 +278,11 @@ class Formulas:
         """Infers the types of outputs where the model says nothing."""
         for node in nodes:
             if any(value.type is None for value in node.outputs):
-                self._give_types(node.op_type, node.domain, attribute_values(node), node.inputs, node.outputs)
+                attributes = {
+                    name: Tensor.from_array(value) if isinstance(value, np.ndarray) else value
+                    for name, value in attribute_values(node).items()
+                }
+                self._give_types(node.op_type, node.domain, attributes, node.inputs, node.outputs)
 
     def set_type(self, value: ir.Value, type_: ValueType) -> None:
         """Tells what is known of a value that was written without that knowledge."""

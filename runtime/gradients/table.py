@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from runtime.gradients import elementwise, products, reductions, shaping
+from runtime.gradients import control, elementwise, products, reductions, shaping
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
@@ -22,7 +22,7 @@ RULES: Mapping[str, tuple[Rule, bool]] = {
 FORMS: Mapping[str, Form] = {}
 """By operator: what it is in simpler operators, through which its gradient is found."""
 
-WITH_SUBGRAPHS: Mapping[str, Callable[[Call, Collection[ir.Value]], dict[ir.Value, Expr]]] = {}
+WITH_SUBGRAPHS: Mapping[str, Callable[[Call, Collection[ir.Value]], dict[ir.Value, Expr]]] = {**control.WITH_SUBGRAPHS}
 """Operators with subgraphs: gradients of the values that they read, given those that a gradient is wanted of."""
 
 FLAT = elementwise.FLAT

@@ -259,7 +259,7 @@ def live_values(nodes: Iterable[ir.Node], wanted: Collection[ir.Value]) -> set[i
     return live
 
 
-def by_form(call: Call, outputs: Sequence[Expr] | Expr, live: Collection[ir.Value]) -> dict[ir.Value, Expr]:
+def by_form(call: Call, outputs: Sequence[Expr | None] | Expr, live: Collection[ir.Value]) -> dict[ir.Value, Expr]:
     """The gradients of a node's inputs by way of simpler operators, just written, that compute the same `outputs`."""
     results = (outputs,) if isinstance(outputs, Expr) else tuple(outputs)
     seeds: dict[ir.Value, Expr] = {}
@@ -268,12 +268,12 @@ def by_form(call: Call, outputs: Sequence[Expr] | Expr, live: Collection[ir.Valu
             before = seeds.get(result.value)
             seeds[result.value] = given if before is None else before + given
     sources = [value for value in read_by(call.node) if value in live]
-    nodes = _behind(seeds, set(sources))
+    nodes = behind(seeds, set(sources))
     found = pull_back(call.op, nodes, seeds, sources)
     return {value: found[value] for value in sources if value in found}
 
 
-def _behind(values: Iterable[ir.Value], stop: Collection[ir.Value]) -> list[ir.Node]:
+def behind(values: Iterable[ir.Value], stop: Collection[ir.Value]) -> list[ir.Node]:
     """The nodes that compute some values from those in `stop`, in an order in which they can run."""
     order: list[ir.Node] = []
     seen: set[ir.Node] = set()

@@ -73,3 +73,194 @@ g (double[2,3] x, double[3,3] w) => (double[2,3] y, double[N,2] z) {
 
 def test_loop() -> None:
     agree(model(LOOP), {"x": numbers(2, 3), "w": numbers(3, 3)})
+
+
+def test_a_loop_without_iterations_is_the_identity() -> None:
+    graph = model(LOOP.replace("int64 {3}", "int64 {0}"))
+    session = Session(graph, "numpy")
+    session.forward({"x": numbers(2, 3), "w": numbers(3, 3)})
+    given = numbers(2, 3)
+    gradients = session.backward({"y": given})
+    assert np.array_equal(gradients["x"], given) and not np.any(gradients["w"])
+
+
+COUNTER = """
+g (double[3] x) => (double[3] y) {
+    go = Constant <value = bool {1}> ()
+    start = Constant <value = float {0.0}> ()
+    y, last = Loop (, go, x, start) <
+        body = b (int64 i, bool c, double[3] h, float t) => (bool d, double[3] k, float u) {
+            one = Constant <value = float {1.0}> ()
+            four = Constant <value = float {4.0}> ()
+            u = Add(t, one)
+            d = Less(u, four)
+            k = Mul(h, x)
+        }
+    >
+}"""
+
+
+def test_a_condition_that_counts_is_constant() -> None:
+    x = numbers(3)
+    agree(model(COUNTER), {"x": x})
+    session = Session(model(COUNTER), "numpy")
+    session.forward({"x": x})
+    assert np.allclose(session.backward({"y": np.ones(3)})["x"], 5 * x**4)
+
+
+def test_loops_of_unknown_length_are_refused_by_name() -> None:
+    depends = "m = ReduceSum <keepdims = 0> (h)  lim = Cast <to = 11> (four)  d = Less(m, lim)"
+    text = COUNTER.replace("d = Less(u, four)", depends)
+    with pytest.raises(GraphError, match="condition is computed from values that are known only in the run"):
+        _backward(model(text), {"x": numbers(3)})
+    text = LOOP.replace("double[3,3] w)", "double[3,3] w, int64 trips)")
+    text = text.replace("trips = Constant <value = int64 {3}> ()", "")
+    with pytest.raises(GraphError, match="trip count is not known before the run") as caught:
+        _backward(model(text), {"x": numbers(2, 3), "w": numbers(3, 3), "trips": np.array(2)})
+    assert caught.value.findings[0].node
+    with pytest.raises(GraphError, match="more than 1024 iterations"):
+        _backward(model(LOOP.replace("int64 {3}", "int64 {5000}")), {"x": numbers(2, 3), "w": numbers(3, 3)})
+
+
+def _backward(graph: Graph, inputs: dict[str, np.ndarray]) -> None:
+    session = Session(graph, "numpy")
+    outputs = session.forward(inputs)
+    session.backward({"y": np.ones_like(outputs["y"])})
+
+
+SCAN = """
+g (double[{shape_a}] a, double[{shape_b}] b, double[2] h0, double[2] w)
+    => (double[2] h, double[{shape_y}] y, double[{shape_z}] z) {{
+    h, y, z = Scan <num_scan_inputs = 2, scan_input_axes = [{axis_a}, {axis_b}],
+        scan_input_directions = [{back_a}, {back_b}], scan_output_axes = [{axis_y}, {axis_z}],
+        scan_output_directions = [{back_y}, {back_z}],
+        body = s (double[2] h, double[2,3] p, double[2] q) => (double[2] k, double[2,3] u, double[2] v) {{
+            one = Constant <value = int64[1] {{1}}> ()
+            m = ReduceSum <keepdims = 0> (p, one)
+            n = Mul(m, w)
+            o = Add(n, h)
+            k = Tanh(o)
+            wide = Unsqueeze(k, one)
+            u = Mul(p, wide)
+            v = Mul(k, q)
+        }}
+    > (h0, a, b)
+}}"""
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.integers(1, 3),
+    st.integers(-3, 2),
+    st.integers(-2, 1),
+    st.integers(-3, 2),
+    st.integers(-2, 1),
+    st.lists(st.integers(0, 1), min_size=4, max_size=4),
+)
+def test_scan(length: int, axis_a: int, axis_b: int, axis_y: int, axis_z: int, back: list[int]) -> None:
+    def with_length(shape: list[int], axis: int) -> list[int]:
+        shape.insert(axis % (len(shape) + 1), length)
+        return shape
+
+    shapes = {
+        "shape_a": with_length([2, 3], axis_a),
+        "shape_b": with_length([2], axis_b),
+        "shape_y": with_length([2, 3], axis_y),
+        "shape_z": with_length([2], axis_z),
+    }
+    text = SCAN.format(
+        **{name: ",".join(map(str, shape)) for name, shape in shapes.items()},
+        axis_a=axis_a,
+        axis_b=axis_b,
+        axis_y=axis_y,
+        axis_z=axis_z,
+        back_a=back[0],
+        back_b=back[1],
+        back_y=back[2],
+        back_z=back[3],
+    )
+    agree(
+        model(text),
+        {"a": numbers(*shapes["shape_a"]), "b": numbers(*shapes["shape_b"]), "h0": numbers(2), "w": numbers(2)},
+    )
+
+
+def test_a_scan_of_unknown_length_is_refused() -> None:
+    text = SCAN.format(
+        shape_a="N,2,3",
+        shape_b="N,2",
+        shape_y="N,2,3",
+        shape_z="N,2",
+        axis_a=0,
+        axis_b=0,
+        axis_y=0,
+        axis_z=0,
+        back_a=0,
+        back_b=0,
+        back_y=0,
+        back_z=0,
+    )
+    with pytest.raises(GraphError, match="length of its scan inputs is not known before the run"):
+        _backward(model(text), {"a": numbers(2, 2, 3), "b": numbers(2, 2), "h0": numbers(2), "w": numbers(2)})
+
+
+NESTED = """
+g (double[2,3] x, double[3] w, double[3] v, bool which) => (double[2,3] y) {
+    trips = Constant <value = int64 {3}> ()
+    go = Constant <value = bool {1}> ()
+    y = Loop (trips, go, x) <
+        body = b (int64 i, bool c, double[2,3] h) => (bool d, double[2,3] k) {
+            d = Identity(c)
+            two = Constant <value = int64 {2}> ()
+            early = Less(i, two)
+            k = If (early) <
+                then_branch = t () => (double[2,3] a) {
+                    m = Mul(h, w)
+                    a = If (which) <
+                        then_branch = tt () => (double[2,3] aa) { p = Sin(m)  aa = Add(p, x) },
+                        else_branch = te () => (double[2,3] ab) { ab = Tanh(m) }
+                    >
+                },
+                else_branch = e () => (double[2,3] bb) {
+                    bb = Loop (two, , h) <
+                        body = n (int64 j, bool cc, double[2,3] hh) => (bool dd, double[2,3] kk) {
+                            dd = Identity(cc)
+                            f = Cast <to = 11> (j)
+                            r = Add(v, f)
+                            kk = Mul(hh, r)
+                        }
+                    >
+                }
+            >
+        }
+    >
+}"""
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_nested(which: bool) -> None:
+    agree(model(NESTED), {"x": numbers(2, 3), "w": numbers(3), "v": numbers(3), "which": np.array(which)})
+
+
+FUNCTION = """
+g (double[2,3] x, double[3] w, bool which) => (double[2,3] y) {
+    h = local.scaled <factor = 2.0> (x, w)
+    y = If (which) <
+        then_branch = t () => (double[2,3] a) { a = local.scaled <factor = 3.0> (h, w) },
+        else_branch = e () => (double[2,3] b) { b = Neg(h) }
+    >
+}"""
+SCALED = """
+<opset_import: ["" : 21], domain: "local">
+scaled <factor> (a, b) => (c) {
+    f = Constant <value_float: float = @factor> ()
+    g = CastLike (f, a)
+    p = Mul (a, b)
+    q = Mul (p, g)
+    c = Sin (q)
+}"""
+
+
+def test_calls_of_functions() -> None:
+    inputs = {"x": numbers(2, 3), "w": numbers(3), "which": np.array(True)}
+    agree(model(FUNCTION, SCALED), inputs)

@@ -6,7 +6,7 @@ A body is written again where it is needed (`replay`), so that the rules see ord
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -40,7 +40,9 @@ def replay(op: Formulas, graph: ir.Graph, inputs: Sequence[Expr | None], outer: 
 
     for node in graph:
         read = [None if v is None or (v in values and values[v] is None) else now(v).value for v in node.inputs]
-        attributes = {name: _rewritten(op, attribute, values) for name, attribute in node.attributes.items()}
+        attributes: dict[str, Any] = {
+            name: _rewritten(op, attribute, values) for name, attribute in node.attributes.items()
+        }
         written = op.tape.ops(node.op_type, read, len(node.outputs), domain=node.domain, **attributes)
         new = written[0].producer()
         assert new is not None

@@ -40,9 +40,7 @@ def replay(op: Formulas, graph: ir.Graph, inputs: Sequence[Expr | None], outer: 
 
     for node in graph:
         read = [None if v is None or (v in values and values[v] is None) else now(v).value for v in node.inputs]
-        attributes: dict[str, Any] = {
-            name: _rewritten(op, attribute, values) for name, attribute in node.attributes.items()
-        }
+        attributes: dict[str, Any] = {name: _rewritten(op, given, values) for name, given in node.attributes.items()}
         written = op.tape.ops(node.op_type, read, len(node.outputs), domain=node.domain, **attributes)
         new = written[0].producer()
         assert new is not None

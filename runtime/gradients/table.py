@@ -7,19 +7,21 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from runtime.gradients import control, elementwise, products, reductions, shaping
+from runtime.gradients import contrib, control, elementwise, products, reductions, shaping
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
-Form: TypeAlias = "Callable[[Call], Sequence[Expr] | Expr]"
+Form: TypeAlias = "Callable[[Call], Sequence[Expr | None] | Expr]"
 
 RULES: Mapping[str, tuple[Rule, bool]] = {
     **{name: (rule, True) for name, rule in elementwise.RULES.items()},
-    **{name: (rule, False) for table in (products, reductions, shaping) for name, rule in table.RULES.items()},
+    **{name: (rule, False) for table in (products, reductions, shaping, contrib) for name, rule in table.RULES.items()},
 }
 """By operator: its rule, and whether the gradients are those of inputs that were broadcast to the output's shape."""
 
-FORMS: Mapping[str, Form] = {}
+FORMS: Mapping[str, Form] = {
+    **contrib.FORMS,
+}
 """By operator: what it is in simpler operators, through which its gradient is found."""
 
 WITH_SUBGRAPHS: Mapping[str, Callable[[Call, Collection[ir.Value]], dict[ir.Value, Expr]]] = {**control.WITH_SUBGRAPHS}

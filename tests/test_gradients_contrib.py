@@ -1,0 +1,264 @@
+"""Gradients of ONNX Runtime's own operators.
+
+Each operator is written with standard ones for its gradient. What is written must compute what ONNX Runtime's kernel
+computes; its gradients are checked against central differences in double precision; and the gradients that a session
+gives for the operator itself, on ONNX Runtime in float32, must be those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import Graph, Session
+from runtime.backends.control import attribute_values, operator_name
+from runtime.check import Checker
+from runtime.compile import compile_graph
+from runtime.gradients.expressions import Expr, Formulas
+from runtime.gradients.table import FORMS
+from runtime.gradients.walk import Call
+from runtime.lowering import names_of
+from runtime.onnx_import import import_model
+from runtime.tape import Tape
+from tests.gradient_checks import compare, graph_of
+
+RNG = np.random.default_rng(11)
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape)
+
+
+def positive(*shape: int) -> np.ndarray:
+    return RNG.uniform(0.5, 1.5, shape)
+
+
+def integers(below: int, *shape: int) -> np.ndarray:
+    return RNG.integers(0, below, shape).astype(np.int32)
+
+
+def written(graph: Graph) -> Graph:
+    """The graph with its node `node` replaced by the standard operators that its gradient is found through."""
+    compiled = compile_graph(graph)
+    compiled.mark_nodes()
+    compiled.give_types(Checker(graph).type_of)
+    model = compiled.model
+    node = next(item for item in model.graph if item.name == "node")
+    op = Formulas(Tape("form", "node", model.opset_imports[""], names_of(model)), model.opset_imports)
+    x = [None if value is None else Expr(op, value) for value in node.inputs]
+    y = [Expr(op, value) for value in node.outputs]
+    call = Call(op, node, x, y, [None] * len(y), [True] * len(x), attribute_values(node))
+    found = FORMS[operator_name(node)](call)
+    model.graph.insert_before(node, op.tape.nodes)
+    for old, new in zip(node.outputs, (found,) if isinstance(found, Expr) else found, strict=False):
+        if new is not None:
+            name, old.name = old.name, None
+            value = op.tape.op("Identity", [new.value])
+            model.graph.insert_before(node, [op.tape.nodes[-1]])
+            value.name, value.type = name, new.value.type
+            old.replace_all_uses_with(value, replace_graph_outputs=True)
+        elif old.is_graph_output():
+            model.graph.outputs.remove(old)
+    model.graph.remove(node, safe=True)
+    assert not {item.domain for item in model.graph} - {""}
+    return import_model(model)
+
+
+def check(
+    operator: str,
+    inputs: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    tolerance: float = 1e-5,
+    opset: int = 21,
+    kernel: bool = True,
+    **settings: Any,
+) -> float:
+    """The largest difference of slopes and gradients; `kernel` says whether ONNX Runtime has a CPU kernel."""
+    single = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
+    double = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in single.items()}
+    feeds, wide = ({name.replace(".", "_"): array for name, array in given.items()} for given in (single, double))
+    form = written(graph_of(operator, double, attributes, opset=opset, **settings))
+    constants = settings.get("constants", ())
+    feeds = {name: array for name, array in feeds.items() if name not in constants}
+    wide = {name: array for name, array in wide.items() if name not in constants}
+    found = compare(form, wide, native=False)
+    assert found.tried and found.slopes < 1e-6, found
+    graph = graph_of(operator, single, attributes, opset=opset, **settings)
+    exact = Session(form, "numpy")
+    outputs = exact.forward(wide)
+    directions = {name: RNG.standard_normal(value.shape) for name, value in outputs.items() if value.dtype.kind == "f"}
+    expected = exact.backward(directions)
+    if not kernel:
+        return found.slopes
+    session = Session(graph, "onnxruntime")
+    results = session.forward(feeds)
+    for name, value in outputs.items():
+        assert_close(results[name], value, tolerance)
+    gradients = session.backward(directions)
+    assert set(gradients) == set(expected)
+    for name, value in expected.items():
+        assert_close(gradients[name], value, 10 * tolerance)
+    return found.slopes
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> None:
+    assert got.shape == expected.shape
+    scale = float(np.abs(expected).max(initial=1e-3))
+    assert float(np.abs(got - expected).max(initial=0)) <= tolerance * scale
+
+
+Case = tuple[str, dict[str, np.ndarray], dict[str, Any]]
+
+NO_KERNEL = frozenset("BiasAdd BiasDropout BiasSoftmax BiasSplitGelu FusedMatMulActivation GemmFastGelu SwiGLU".split())
+"""Operators of which ONNX Runtime has no CPU kernel: what is written is checked against the formula alone."""
+
+ACTIVATIONS: list[Case] = [
+    ("Gelu", {"X": numbers(3, 4)}, {}),
+    ("BiasGelu", {"A": numbers(2, 3, 4), "B": numbers(4)}, {}),
+    ("FastGelu", {"X": numbers(2, 4), "bias": numbers(4)}, {}),
+    ("FastGelu", {"X": numbers(2, 4)}, {}),
+    ("QuickGelu", {"X": numbers(2, 4)}, {}),
+    ("QuickGelu", {"X": numbers(2, 4)}, {"alpha": 0.7}),
+    ("ScaledSiLU", {"X": numbers(2, 4)}, {"alpha": 0.7}),
+    ("ScaledSiLU", {"X": numbers(2, 4), "scale": np.array(1.3)}, {}),
+    ("BiasAdd", {"X": numbers(2, 3, 4), "bias": numbers(4), "skip": numbers(2, 3, 4)}, {}),
+    ("BiasDropout", {"data": numbers(2, 4), "bias": numbers(4), "residual": numbers(2, 4)}, {}),
+    ("BiasDropout", {"data": numbers(2, 4), "bias": numbers(4)}, {}),
+    ("BiasSplitGelu", {"X": numbers(2, 3, 8), "bias": numbers(8)}, {}),
+    ("BiasSoftmax", {"data": numbers(2, 3, 4), "bias": numbers(2, 1, 4)}, {"axis": 2, "is_inner_broadcast": 1}),
+    ("BiasSoftmax", {"data": numbers(2, 3, 4), "bias": numbers(1, 3, 4)}, {"axis": 1, "is_inner_broadcast": 0}),
+    ("SwiGLU", {"gate": numbers(2, 8)}, {"activation_alpha": 1.7, "activation_beta": 1.0, "limit": 0.8}),
+    ("SwiGLU", {"gate": numbers(2, 4), "up": numbers(2, 4)}, {}),
+    ("GatedAdd", {"X": numbers(2, 4), "Y": numbers(2, 4), "gate": numbers(2, 1)}, {}),
+]
+
+
+@pytest.mark.parametrize(("operator", "inputs", "attributes"), ACTIVATIONS)
+def test_activations(operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    check(f"com.microsoft.{operator}", inputs, attributes, kernel=operator not in NO_KERNEL)
+
+
+def test_gated_add_with_weights() -> None:
+    inputs = {"X": numbers(2, 4), "Y": numbers(2, 4), "gate": numbers(2, 3), "gate_weight": numbers(3, 1)}
+    check("com.microsoft.GatedAdd", inputs, kernel=False)  # ONNX Runtime has it for bfloat16 alone
+
+
+PRODUCTS: list[Case] = [
+    ("FusedMatMul", {"A": numbers(2, 3, 4), "B": numbers(2, 4, 5)}, {"alpha": 0.5}),
+    ("FusedMatMul", {"A": numbers(2, 4, 3), "B": numbers(5, 4)}, {"transA": 1, "transB": 1}),
+    ("FusedMatMul", {"A": numbers(2, 2, 2), "B": numbers(2, 2, 3)}, {"transBatchA": 1, "transBatchB": 1}),
+    (
+        "FusedMatMul",
+        {"A": numbers(2, 2, 2), "B": numbers(2, 2, 2)},
+        {"transBatchA": 1, "transBatchB": 1, "transA": 1, "transB": 1},
+    ),
+    ("TransposeMatMul", {"A": numbers(4, 3), "B": numbers(4, 5)}, {"transA": 1, "alpha": 2.0}),
+    (
+        "FusedMatMulActivation",
+        {"A": numbers(3, 4), "B": numbers(4, 5)},
+        {"activation": "LeakyRelu", "activation_alpha": 0.2},
+    ),
+    ("FusedGemm", {"A": numbers(3, 4), "B": numbers(5, 4), "C": numbers(5)}, {"transB": 1, "activation": "Sigmoid"}),
+    (
+        "FusedGemm",
+        {"A": numbers(3, 4), "B": numbers(4, 5)},
+        {"alpha": 0.5, "activation": "LeakyRelu", "activation_alpha": 0.3},
+    ),
+    ("GemmFastGelu", {"X": numbers(2, 3, 4), "W": numbers(4, 5), "bias": numbers(5)}, {}),
+    (
+        "MatMulIntegerToFloat",
+        {
+            "A": RNG.integers(0, 256, (3, 4), np.uint8),
+            "B": RNG.integers(-128, 128, (4, 5), np.int8),
+            "a_scale": positive(1),
+            "b_scale": positive(5),
+            "a_zero_point": np.array([120], np.uint8),
+            "b_zero_point": RNG.integers(-9, 9, 5, np.int8),
+            "bias": numbers(5),
+        },
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("operator", "inputs", "attributes"), PRODUCTS)
+def test_products(operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    check(f"com.microsoft.{operator}", inputs, attributes, kernel=operator not in NO_KERNEL)
+
+
+NORMALIZATIONS: list[tuple[str, dict[str, np.ndarray], dict[str, Any], int]] = [
+    (
+        "SkipLayerNormalization",
+        {
+            "input": numbers(2, 3, 4),
+            "skip": numbers(2, 3, 4),
+            "gamma": numbers(4),
+            "beta": numbers(4),
+            "bias": numbers(4),
+        },
+        {"epsilon": 1e-3},
+        4,
+    ),
+    ("SkipLayerNormalization", {"input": numbers(2, 3, 4), "skip": numbers(3, 4), "gamma": numbers(4)}, {}, 1),
+    (
+        "SkipSimplifiedLayerNormalization",
+        {"input": numbers(2, 3, 4), "skip": numbers(1, 3, 4), "gamma": numbers(4), "bias": numbers(4)},
+        {"epsilon": 1e-3},
+        4,
+    ),
+    ("SkipSimplifiedLayerNormalization", {"input": numbers(3, 4), "skip": numbers(3, 4), "gamma": numbers(4)}, {}, 1),
+    ("GatedRMSNorm", {"X": numbers(2, 8), "scale": numbers(4), "gate": numbers(2, 8)}, {}, 1),
+    ("GatedRMSNorm", {"X": numbers(2, 4), "scale": numbers(4), "gate": numbers(2, 4)}, {"activation": "sigmoid"}, 1),
+    (
+        "EmbedLayerNormalization",
+        {
+            "input_ids": integers(5, 2, 3),
+            "segment_ids": integers(2, 2, 3),
+            "word_embedding": numbers(5, 4),
+            "position_embedding": numbers(6, 4),
+            "segment_embedding": numbers(2, 4),
+            "gamma": numbers(4),
+            "beta": numbers(4),
+        },
+        {"epsilon": 1e-3},
+        2,
+    ),
+    (
+        "EmbedLayerNormalization",
+        {
+            "input_ids": integers(5, 2, 3),
+            "word_embedding": numbers(5, 4),
+            "position_embedding": numbers(6, 4),
+            "gamma": numbers(4),
+            "beta": numbers(4),
+            "position_ids": integers(6, 2, 3),
+        },
+        {},
+        3,
+    ),
+]
+
+
+@pytest.mark.parametrize(("operator", "inputs", "attributes", "outputs"), NORMALIZATIONS)
+def test_normalizations(operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs: int) -> None:
+    check(f"com.microsoft.{operator}", inputs, attributes, outputs=outputs, kernel=operator not in NO_KERNEL)
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(-1, (4,)), (1, (3, 4))])
+def test_simplified_layer_normalization(axis: int, shape: tuple[int, ...]) -> None:
+    inputs = {"X": numbers(2, 3, 4), "scale": numbers(*shape)}
+    check("SimplifiedLayerNormalization", inputs, {"axis": axis, "epsilon": 1e-3}, outputs=2)
+
+
+def test_inverse() -> None:
+    x, direction = numbers(2, 3, 3) + 2 * np.eye(3), numbers(2, 3, 3)
+    graph = graph_of("com.microsoft.Inverse", {"X": x})
+    session = Session(graph, "onnxruntime")
+    session.forward({"X": x})
+    gradient = session.backward({"y0": direction})["X"]
+    moved = [np.sum(np.linalg.inv(x + t * 1e-6) * direction) for t in (1, -1)]
+    assert abs(np.sum(gradient) - (moved[0] - moved[1]) / 2e-6) < 1e-6 * np.abs(gradient).sum()

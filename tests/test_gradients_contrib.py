@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime import Graph, Session
 from runtime.backends.control import attribute_values, operator_name
@@ -75,19 +78,19 @@ def check(
     tolerance: float = 1e-5,
     opset: int = 21,
     kernel: bool = True,
-    **settings: Any,
+    **options: Any,
 ) -> float:
     """The largest difference of slopes and gradients; `kernel` says whether ONNX Runtime has a CPU kernel."""
     single = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
     double = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in single.items()}
     feeds, wide = ({name.replace(".", "_"): array for name, array in given.items()} for given in (single, double))
-    form = written(graph_of(operator, double, attributes, opset=opset, **settings))
-    constants = settings.get("constants", ())
+    form = written(graph_of(operator, double, attributes, opset=opset, **options))
+    constants = options.get("constants", ())
     feeds = {name: array for name, array in feeds.items() if name not in constants}
     wide = {name: array for name, array in wide.items() if name not in constants}
     found = compare(form, wide, native=False)
     assert found.tried and found.slopes < 1e-6, found
-    graph = graph_of(operator, single, attributes, opset=opset, **settings)
+    graph = graph_of(operator, single, attributes, opset=opset, **options)
     exact = Session(form, "numpy")
     outputs = exact.forward(wide)
     directions = {name: RNG.standard_normal(value.shape) for name, value in outputs.items() if value.dtype.kind == "f"}
@@ -262,3 +265,99 @@ def test_inverse() -> None:
     gradient = session.backward({"y0": direction})["X"]
     moved = [np.sum(np.linalg.inv(x + t * 1e-6) * direction) for t in (1, -1)]
     assert abs(np.sum(gradient) - (moved[0] - moved[1]) / 2e-6) < 1e-6 * np.abs(gradient).sum()
+
+
+def unsigned(bits: int, *shape: int) -> np.ndarray:
+    return RNG.integers(0, 1 << bits, shape).astype(np.uint8)
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([16, 32, 40]),
+    st.sampled_from([None, "packed", "float"]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_matmul_n_bits(bits: int, columns: int, zero: str | None, bias: bool, flat: bool) -> None:
+    blocks = -(-columns // 16)
+    inputs = {
+        "A": numbers(2, 3, columns),
+        "B": unsigned(8, 5, blocks, 2 * bits),
+        "scales": positive(5 * blocks) if flat else positive(5, blocks),
+    }
+    if zero == "packed":
+        inputs["zero_points"] = unsigned(8, 5, -(-blocks * bits // 8))
+    if zero == "float":
+        inputs["zero_points"] = numbers(5, blocks)
+    if bias:
+        inputs["bias"] = numbers(5)
+    attributes = {"K": columns, "N": 5, "bits": bits, "block_size": 16}
+    check("com.microsoft.MatMulNBits", inputs, attributes, constants=("B",))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zero", [True, False])
+def test_gather_block_quantized(bits: int, zero: bool) -> None:
+    inputs = {
+        "data": unsigned(8, 6, 48 * bits // 8),
+        "indices": integers(6, 2, 3).astype(np.int64),
+        "scales": positive(6, 3),
+    }
+    if zero:
+        inputs["zero_points"] = unsigned(8, 6, -(-3 * bits // 8))
+    attributes = {"bits": bits, "block_size": 16, "gather_axis": 0, "quantize_axis": 1}
+    check("com.microsoft.GatherBlockQuantized", inputs, attributes, constants=("data", "zero_points"))
+
+
+@pytest.mark.parametrize(("gather_axis", "quantize_axis"), [(0, 1), (1, 0), (1, 1), (0, 0)])
+def test_gather_block_quantized_of_four_bit_integers(gather_axis: int, quantize_axis: int) -> None:
+    shape, scales = [5, 6], [5, 6]
+    shape[quantize_axis], scales[quantize_axis] = 32, 2
+    inputs = {
+        "data": RNG.integers(-8, 8, shape).astype(ml_dtypes.int4),
+        "indices": integers(5, 3).astype(np.int64),
+        "scales": positive(*scales),
+        "zero_points": RNG.integers(-8, 8, scales).astype(ml_dtypes.int4),
+    }
+    attributes = {"block_size": 16, "gather_axis": gather_axis, "quantize_axis": quantize_axis}
+    check("com.microsoft.GatherBlockQuantized", inputs, attributes, constants=("data", "zero_points"))
+
+
+DEQUANTIZED: list[Case] = [
+    ("", {"x": unsigned(8, 3, 4), "x_scale": np.array(0.3), "x_zero_point": np.array(120, np.uint8)}, {}),
+    ("", {"x": unsigned(8, 2, 3, 4), "x_scale": positive(3)}, {}),
+    ("", {"x": unsigned(8, 2, 3), "x_scale": positive(2), "x_zero_point": unsigned(8, 2)}, {"axis": -2}),
+    (
+        "",
+        {"x": unsigned(8, 2, 5, 3), "x_scale": positive(2, 3, 3), "x_zero_point": unsigned(8, 2, 3, 3)},
+        {"axis": 1, "block_size": 2},
+    ),
+    ("", {"x": unsigned(4, 4, 6).astype(ml_dtypes.uint4), "x_scale": positive(4, 3)}, {"axis": -1, "block_size": 2}),
+    ("com.microsoft.", {"x": unsigned(8, 2, 3), "x_scale": positive(3), "x_zero_point": unsigned(8, 3)}, {"axis": 1}),
+    ("com.microsoft.", {"x": unsigned(8, 2, 3), "x_scale": np.array(0.3), "x_zero_point": np.array(9, np.uint8)}, {}),
+]
+
+
+@pytest.mark.parametrize(("domain", "inputs", "attributes"), DEQUANTIZED)
+def test_dequantize_linear(domain: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
+    check(f"{domain}DequantizeLinear", inputs, attributes)
+
+
+def test_nothing_flows_back_through_rounding() -> None:
+    """Of what is quantized and dequantized again, only the second scale has a slope."""
+    graph = Graph("rounded", opsets={"": 21})
+    graph.add("QuantizeLinear", "q")
+    graph.add("DequantizeLinear", "d")
+    for name, shape, port in (("x", [4], "q.x"), ("s", [], "q.y_scale"), ("t", [], "d.x_scale")):
+        graph.add("Input", name, parameters={"type": "tensor(float)", "shape": shape})
+        graph.wire(f"{name}.value", port)
+    graph.add("Output", "y")
+    graph.wire("q.y", "d.x")
+    graph.wire("d.y", "y.value")
+    session = Session(graph, "numpy")
+    x = np.array([0.1, 0.52, 1.9, 7.0], np.float32)
+    session.forward({"x": x, "s": np.float32(0.5), "t": np.float32(0.25)})
+    gradients = session.backward({"y": np.ones(4)})
+    assert not np.any(gradients["x"]) and not np.any(gradients["s"])
+    assert gradients["t"] == 0 + 1 + 4 + 14

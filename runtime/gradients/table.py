@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from runtime.gradients import contrib, control, elementwise, products, reductions, shaping
+from runtime.gradients import contrib, control, elementwise, products, quantized, reductions, shaping
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
@@ -21,11 +21,12 @@ RULES: Mapping[str, tuple[Rule, bool]] = {
 
 FORMS: Mapping[str, Form] = {
     **contrib.FORMS,
+    **quantized.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""
 
 WITH_SUBGRAPHS: Mapping[str, Callable[[Call, Collection[ir.Value]], dict[ir.Value, Expr]]] = {**control.WITH_SUBGRAPHS}
 """Operators with subgraphs: gradients of the values that they read, given those that a gradient is wanted of."""
 
-FLAT = elementwise.FLAT
+FLAT = elementwise.FLAT | quantized.FLAT
 """Operators without a slope: nothing flows back through them, and nothing is missing where it does not."""

@@ -293,7 +293,8 @@ def test_matmul_n_bits(bits: int, columns: int, zero: str | None, bias: bool, fl
     if bias:
         inputs["bias"] = numbers(5)
     attributes = {"K": columns, "N": 5, "bits": bits, "block_size": 16}
-    check("com.microsoft.MatMulNBits", inputs, attributes, constants=("B",))
+    kernel = not (bits == 8 and zero == "float")  # which ONNX Runtime has for fewer bits alone
+    check("com.microsoft.MatMulNBits", inputs, attributes, constants=("B",), kernel=kernel)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

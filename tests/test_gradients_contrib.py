@@ -362,3 +362,67 @@ def test_nothing_flows_back_through_rounding() -> None:
     gradients = session.backward({"y": np.ones(4)})
     assert not np.any(gradients["x"]) and not np.any(gradients["s"])
     assert gradients["t"] == 0 + 1 + 4 + 14
+
+
+def experts(activation: str, fusion: int, third: bool, bias: bool, many: int = 3) -> dict[str, np.ndarray]:
+    rows = 10 if fusion else 5
+    inputs = {
+        "input": numbers(2, 3, 4),
+        "router_probs": numbers(6, many),
+        "fc1_experts_weights": numbers(many, rows, 4),
+        "fc2_experts_weights": numbers(many, 4, 5),
+    }
+    if third:
+        inputs["fc3_experts_weights"] = numbers(many, 5, 4)
+    if bias:
+        inputs |= {"fc1_experts_bias": numbers(many, rows), "fc2_experts_bias": numbers(many, 4)}
+    if bias and third:
+        inputs["fc3_experts_bias"] = numbers(many, 5)
+    return inputs
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    st.sampled_from(["relu", "gelu", "silu", "identity", "swiglu"]),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, 0.5]),
+)
+def test_mixture_of_experts(activation: str, k: int, normalized: bool, bias: bool, limit: float | None) -> None:
+    gated = activation == "swiglu"
+    attributes: dict[str, Any] = {
+        "activation_type": activation,
+        "k": k,
+        "normalize_routing_weights": int(normalized),
+        "swiglu_fusion": int(gated),
+    }
+    if gated:
+        attributes |= {"activation_alpha": 1.7, "activation_beta": 1.0} | ({"swiglu_limit": limit} if limit else {})
+    check("com.microsoft.MoE", experts(activation, int(gated), False, bias), attributes)
+
+
+@pytest.mark.parametrize(
+    ("activation", "fusion", "third"),
+    [
+        ("swiglu", 0, True),
+        ("swiglu", 2, False),
+        ("silu", 0, True),
+        ("geglu", 1, False),
+        ("relu2", 0, False),
+    ],
+)
+def test_mixtures_that_onnx_runtime_has_elsewhere(activation: str, fusion: int, third: bool) -> None:
+    attributes = {"activation_type": activation, "k": 2, "swiglu_fusion": fusion, "swiglu_limit": 0.7}
+    check("com.microsoft.MoE", experts(activation, fusion, third, True), attributes, kernel=False)
+
+
+def test_equal_logits_select_the_experts_that_the_kernel_selects() -> None:
+    inputs = experts("silu", 0, False, True, many=6)
+    inputs["router_probs"] = np.round(inputs["router_probs"])
+    double = written(graph_of("com.microsoft.MoE", inputs, {"k": 2, "activation_type": "silu"}, opset=21))
+    single = {name: value.astype(np.float32) for name, value in inputs.items()}
+    graph = graph_of("com.microsoft.MoE", single, {"k": 2, "activation_type": "silu"}, opset=21)
+    assert_close(
+        Session(graph, "onnxruntime").forward(single)["y0"], Session(double, "numpy").forward(inputs)["y0"], 1e-5
+    )

@@ -62,14 +62,8 @@ def gated(gate: Expr, linear: Expr, alpha: float, beta: float, limit: float | No
 
 def halves(x: Expr) -> tuple[Expr, Expr]:
     """The first and the second half of the last dimension."""
-    size = last_size(x)
-    half = size / 2
-    return x.op.Slice(x, [0], half, [-1]), x.op.Slice(x, half, size, [-1])
-
-
-def last_size(x: Expr) -> Expr:
-    """The size of the last dimension, int64 [1]."""
-    return x.op.Slice(x.op.Shape(x), [-1], [2**31 - 1])
+    first, second = x.op.Split(x, axis=-1, outputs=2, num_outputs=2 if x.op.opset >= 18 else None)
+    return first, second
 
 
 def _bias_split_gelu(n: Call) -> Expr:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from runtime.gradients import contrib, control, elementwise, products, quantized, reductions, shaping
+from runtime.gradients import contrib, control, elementwise, mixtures, products, quantized, reductions, shaping
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
@@ -21,6 +21,7 @@ RULES: Mapping[str, tuple[Rule, bool]] = {
 
 FORMS: Mapping[str, Form] = {
     **contrib.FORMS,
+    **mixtures.FORMS,
     **quantized.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime import Graph, Session
+from runtime import Graph, GraphError, Session
 from runtime.backends.control import attribute_values, operator_name
 from runtime.check import Checker
 from runtime.compile import compile_graph
@@ -426,3 +426,151 @@ def test_equal_logits_select_the_experts_that_the_kernel_selects() -> None:
     assert_close(
         Session(graph, "onnxruntime").forward(single)["y0"], Session(double, "numpy").forward(inputs)["y0"], 1e-5
     )
+
+
+def tables(positions: int, half: int) -> dict[str, np.ndarray]:
+    angles = RNG.uniform(0, 6, (positions, half))
+    return {"cos_cache": np.cos(angles), "sin_cache": np.sin(angles)}
+
+
+@pytest.mark.parametrize("interleaved", [0, 1])
+@pytest.mark.parametrize(
+    ("shape", "half", "attributes"),
+    [
+        ((2, 3, 8), 2, {}),
+        ((2, 3, 16), 2, {"num_heads": 2, "rotary_embedding_dim": 4}),
+        ((2, 2, 3, 8), 4, {}),
+    ],
+)
+@pytest.mark.parametrize("offset", [True, False])
+def test_rotary_embedding(
+    shape: tuple[int, ...], half: int, attributes: dict[str, Any], interleaved: int, offset: bool
+) -> None:
+    positions = np.array([2]) if offset else integers(9, 2, 3).astype(np.int64)
+    inputs = {"input": numbers(*shape), "position_ids": positions, **tables(9, half)}
+    check("com.microsoft.RotaryEmbedding", inputs, {**attributes, "interleaved": interleaved})
+
+
+def attention_inputs(**others: np.ndarray) -> dict[str, np.ndarray]:
+    return {"query": numbers(2, 3, 8), "key": numbers(2, 4, 8), "value": numbers(2, 4, 6), **others}
+
+
+MULTI_HEAD: list[tuple[dict[str, np.ndarray], dict[str, Any], int]] = [
+    (attention_inputs(), {}, 1),
+    (attention_inputs(bias=numbers(22)), {"scale": 0.3}, 1),
+    ({"query": numbers(2, 3, 8), "key": numbers(2, 4, 8), "value": numbers(2, 4, 8), "bias": numbers(24)}, {}, 3),
+    (attention_inputs(key_padding_mask=integers(2, 2, 4), attention_bias=numbers(1, 2, 3, 4)), {}, 1),
+    (attention_inputs(key_padding_mask=np.array([2, 4], np.int32)), {"mask_filter_value": -3.0}, 1),
+    ({"query": numbers(2, 3, 8), "key": numbers(2, 2, 4, 4), "value": numbers(2, 2, 4, 4)}, {}, 1),
+    (
+        {
+            "query": numbers(2, 3, 8),
+            "key": numbers(2, 3, 8),
+            "value": numbers(2, 3, 8),
+            "past_key": numbers(2, 2, 2, 4),
+            "past_value": numbers(2, 2, 2, 4),
+        },
+        {"unidirectional": 1},
+        3,
+    ),
+]
+
+
+@pytest.mark.parametrize(("inputs", "attributes", "outputs"), MULTI_HEAD)
+def test_multi_head_attention(inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs: int) -> None:
+    check("com.microsoft.MultiHeadAttention", inputs, {"num_heads": 2, **attributes}, outputs=outputs)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 3, 4), (2, 3, 2, 2, 4)])
+def test_attention_of_packed_inputs(shape: tuple[int, ...]) -> None:
+    packed = numbers(*shape)
+    inputs = {"query": packed} if shape[3] == 3 else {"query": numbers(2, 3, 8), "key": packed}
+    check("com.microsoft.MultiHeadAttention", inputs, {"num_heads": 2}, kernel=False)
+
+
+def whole_attention(**others: np.ndarray) -> dict[str, np.ndarray]:
+    return {"input": numbers(2, 3, 5), "weights": numbers(5, 24), "bias": numbers(24), **others}
+
+
+ATTENTION: list[tuple[dict[str, np.ndarray], dict[str, Any], int]] = [
+    (whole_attention(), {"unidirectional": 1}, 2),
+    (whole_attention(mask_index=integers(2, 2, 3), attention_bias=numbers(2, 2, 3, 3)), {}, 1),
+    (whole_attention(mask_index=np.array([[[1, 0, 1], [0, 1, 1], [1, 1, 0]]] * 2, np.int32)), {"scale": 0.4}, 1),
+    (whole_attention(mask_index=np.array([2, 3], np.int32)), {}, 1),
+    (whole_attention(mask_index=np.array([2, 3, 1, 0], np.int32)), {}, 1),
+    (whole_attention(past=numbers(2, 2, 2, 2, 4)), {"unidirectional": 1}, 2),
+    (whole_attention(weights=numbers(5, 20), bias=numbers(20)), {"qkv_hidden_sizes": [8, 8, 4]}, 1),
+]
+
+
+@pytest.mark.parametrize(("inputs", "attributes", "outputs"), ATTENTION)
+def test_attention(inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs: int) -> None:
+    check("com.microsoft.Attention", inputs, {"num_heads": 2, **attributes}, outputs=outputs)
+
+
+def grouped_query(length: int = 5, **others: np.ndarray) -> dict[str, np.ndarray]:
+    return {
+        "query": numbers(2, length, 64),
+        "key": numbers(2, length, 32),
+        "value": numbers(2, length, 32),
+        "seqlens_k": np.full(2, length - 1, np.int32),
+        "total_sequence_length": np.array(length, np.int32),
+        **others,
+    }
+
+
+PAST = {"past_key": numbers(2, 2, 3, 16), "past_value": numbers(2, 2, 3, 16)}
+EMPTY = {"past_key": numbers(2, 2, 0, 16), "past_value": numbers(2, 2, 0, 16)}
+AFTER_PAST = {"seqlens_k": np.full(2, 3, np.int32), "total_sequence_length": np.array(4, np.int32)}
+
+PACKED = {name: value for name, value in grouped_query().items() if name not in ("query", "key", "value")}
+
+GROUPED: list[tuple[dict[str, np.ndarray], dict[str, Any], int]] = [
+    (grouped_query(), {}, 1),
+    ({**PACKED, "query": numbers(2, 5, 128)}, {}, 1),
+    (grouped_query(**EMPTY, **tables(9, 8)), {"do_rotary": 1, "scale": 0.4}, 3),
+    (grouped_query(**tables(9, 8)), {"do_rotary": 1, "rotary_interleaved": 1}, 3),
+    (grouped_query(**tables(9, 8), position_ids=np.tile(np.arange(5), (2, 1))), {"do_rotary": 1}, 1),
+    (grouped_query(head_sink=numbers(4)), {"local_window_size": 2}, 1),
+    (grouped_query(), {"smooth_softmax": 1, "softcap": 2.0}, 1),
+    (grouped_query(attention_bias=numbers(1, 4, 5, 5)), {}, 1),
+    ({**grouped_query(1, **PAST, **tables(9, 8)), **AFTER_PAST}, {"do_rotary": 1}, 3),
+]
+
+
+@pytest.mark.parametrize(("inputs", "attributes", "outputs"), GROUPED)
+def test_grouped_query_attention(inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs: int) -> None:
+    attributes = {"num_heads": 4, "kv_num_heads": 2, **attributes}
+    check("com.microsoft.GroupQueryAttention", inputs, attributes, outputs=outputs)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "message"),
+    [
+        ("MoE", experts("silu", 0, False, False), {"use_sparse_mixer": 1, "k": 2}, "sparse mixer"),
+        (
+            "RotaryEmbedding",
+            {"input": numbers(1, 3, 4), "position_ids": np.array([0]), **tables(9, 2)},
+            {"is_packed_batching": 1},
+            "packed batches",
+        ),
+        (
+            "GroupQueryAttention",
+            grouped_query(),
+            {"num_heads": 4, "kv_num_heads": 2, "sliding_window_cache": 1, "local_window_size": 4},
+            "sliding cache",
+        ),
+        (
+            "MatMulNBits",
+            {"A": numbers(2, 16), "B": unsigned(8, 3, 1, 6), "scales": positive(3)},
+            {"K": 16, "N": 3, "bits": 3, "block_size": 16},
+            "3 bits",
+        ),
+    ],
+)
+def test_what_has_no_gradient_says_so(
+    operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GraphError, match=f"the gradient of com.microsoft.{operator}.*{message}") as caught:
+        written(graph_of(f"com.microsoft.{operator}", inputs, attributes, opset=21))
+    assert caught.value.findings[0].node == "node"

@@ -66,6 +66,14 @@ def halves(x: Expr) -> tuple[Expr, Expr]:
     return first, second
 
 
+def interleaved(x: Expr) -> tuple[Expr, Expr]:
+    """The elements of the last dimension with even and those with odd places."""
+    op = x.op
+    pairs = op.Reshape(x, op.Concat(op.Slice(op.Shape(x), [0], [-1]), [-1, 2], axis=0))
+    even, odd = op.Split(pairs, [1, 1], axis=-1, outputs=2)
+    return op.Squeeze(even, [-1]), op.Squeeze(odd, [-1])
+
+
 def _bias_split_gelu(n: Call) -> Expr:
     left, right = halves(n.a + n.b)
     return left * gelu(right)

@@ -9,7 +9,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from runtime.gradients.contrib import argument, fast_gelu, gated, halves, optional_sum, reshaped_like, swish
+from runtime.gradients.contrib import (
+    argument,
+    fast_gelu,
+    gated,
+    halves,
+    interleaved,
+    optional_sum,
+    reshaped_like,
+    swish,
+)
 from runtime.gradients.expressions import Expr
 from runtime.gradients.products import transposed
 from runtime.gradients.walk import Call
@@ -84,7 +93,7 @@ def _activated(n: Call, x: Expr) -> Expr:
         z: Expr = simple[name](h)
         return z if third is None else z * third
     if fusion:
-        gate, linear = _interleaved(h) if fusion == 1 else halves(h)
+        gate, linear = interleaved(h) if fusion == 1 else halves(h)
     elif third is not None:
         gate, linear = h, third
     else:
@@ -101,14 +110,6 @@ def _activated(n: Call, x: Expr) -> Expr:
 def _relu_squared(x: Expr) -> Expr:
     z: Expr = x.op.Relu(x)
     return z * z
-
-
-def _interleaved(x: Expr) -> tuple[Expr, Expr]:
-    """The elements of the last dimension with even and those with odd places."""
-    op = x.op
-    pairs = op.Reshape(x, op.Concat(op.Slice(op.Shape(x), [0], [-1]), [-1, 2], axis=0))
-    even, odd = op.Split(pairs, [1, 1], axis=-1, outputs=2)
-    return op.Squeeze(even, [-1]), op.Squeeze(odd, [-1])
 
 
 FORMS: dict[str, Callable[[Call], Expr]] = {

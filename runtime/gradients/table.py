@@ -7,7 +7,17 @@ from typing import TypeAlias
 
 import onnx_ir as ir
 
-from runtime.gradients import contrib, control, elementwise, mixtures, products, quantized, reductions, shaping
+from runtime.gradients import (
+    contrib,
+    contrib_attention,
+    control,
+    elementwise,
+    mixtures,
+    products,
+    quantized,
+    reductions,
+    shaping,
+)
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
@@ -21,6 +31,7 @@ RULES: Mapping[str, tuple[Rule, bool]] = {
 
 FORMS: Mapping[str, Form] = {
     **contrib.FORMS,
+    **contrib_attention.FORMS,
     **mixtures.FORMS,
     **quantized.FORMS,
 }

@@ -65,7 +65,7 @@ class Tape:
         while True:
             self._count[0] += 1
             name = f"{self.prefix}/{what}.{self._count[0]}"
-            if name not in self.taken:  # a model that was lowered before has names of this form
+            if name not in self.taken and f"{name}.0" not in self.taken:  # a model may have been written to before
                 return name
 
     def inner(self) -> Tape:

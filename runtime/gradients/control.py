@@ -12,10 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.backends.control import Control
-from runtime.backends.numpy import Program, read_by, subgraphs
+from runtime.backends.numpy import Program, read_by
 from runtime.gradients.expressions import Expr, Formulas
 from runtime.gradients.walk import Call, behind, by_form, pull_back
-from runtime.types import TensorType
 
 Values: TypeAlias = "Mapping[ir.Value, Expr | None]"
 
@@ -46,7 +45,6 @@ def replay(op: Formulas, graph: ir.Graph, inputs: Sequence[Expr | None], outer: 
         assert new is not None
         new.metadata_props.update(node.metadata_props)
         op.complete([new])
-        _type_control_flow(op, new)
         values.update(zip(node.outputs, (Expr(op, value) for value in written), strict=True))
     return [now(value) for value in graph.outputs]
 
@@ -66,19 +64,6 @@ def _own(op: Formulas, item: Expr) -> Expr:
     """The value as one that the tape of `op` computes: a subgraph gives out nothing else."""
     producer = item.value.producer()
     return Expr(op, item.value) if producer is not None and producer in op.tape.nodes else op.Identity(item)
-
-
-def _type_control_flow(op: Formulas, node: ir.Node) -> None:
-    """Types of outputs as far as the subgraph tells: carried values keep theirs, stacked ones gain a dimension."""
-    for graph in subgraphs(node):
-        carried = len(node.inputs) - 2 if node.op_type == "Loop" else len(node.outputs)
-        if node.op_type == "Scan":
-            carried = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
-        given = graph.outputs[1:] if node.op_type == "Loop" else graph.outputs
-        for place, (value, result) in enumerate(zip(node.outputs, given, strict=True)):
-            type_ = op.type_of(result)
-            rank = None if type_.shape is None else len(type_.shape) + (place >= carried)
-            op.set_type(value, TensorType(type_.element, None if rank is None else (None,) * rank))
 
 
 def if_gradients(n: Call, live: Collection[ir.Value]) -> dict[ir.Value, Expr]:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from runtime import catalog
 from runtime.backends.control import attribute_values
+from runtime.backends.numpy import subgraphs
 from runtime.errors import Finding, GraphError
 from runtime.inference import infer
 from runtime.onnx_types import from_ir_type, type_and_shape
@@ -283,6 +284,22 @@ class Formulas:
                     for name, value in attribute_values(node).items()
                 }
                 self._give_types(node.op_type, node.domain, attributes, node.inputs, node.outputs)
+            if any(value.shape is None for value in node.outputs):
+                self._give_types_of_bodies(node)
+
+    def _give_types_of_bodies(self, node: ir.Node) -> None:
+        """Types of outputs as far as subgraphs tell: carried values keep theirs, stacked ones gain a dimension."""
+        for graph in subgraphs(node):
+            self.complete(graph)
+            carried = len(node.inputs) - 2 if node.op_type == "Loop" else len(node.outputs)
+            if node.op_type == "Scan":
+                carried = len(node.inputs) - node.attributes["num_scan_inputs"].as_int()
+            results = graph.outputs[1:] if node.op_type == "Loop" else graph.outputs
+            for place, (value, result) in enumerate(zip(node.outputs, results, strict=False)):
+                type_ = self.type_of(result)
+                if value.shape is None and type_.shape is not None:
+                    rank = len(type_.shape) + (place >= carried)
+                    self.set_type(value, TensorType(type_.element, (None,) * rank))
 
     def set_type(self, value: ir.Value, type_: ValueType) -> None:
         """Tells what is known of a value that was written without that knowledge."""

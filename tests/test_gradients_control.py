@@ -9,7 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Graph, GraphError, Session
-from runtime.gradients import control
+from runtime.backends.numpy import subgraphs
+from runtime.check import Checker
+from runtime.compile import compile_graph
+from runtime.gradients import control, differentiate
 from runtime.onnx_import import import_model
 from tests.gradient_checks import compare
 
@@ -74,6 +77,17 @@ g (double[2,3] x, double[3,3] w) => (double[2,3] y, double[N,2] z) {
 
 def test_loop() -> None:
     agree(model(LOOP), {"x": numbers(2, 3), "w": numbers(3, 3)})
+
+
+def test_only_what_is_needed_stays() -> None:
+    """The gradient of a sum of x + If(...) needs neither the branches nor what they read."""
+    text = IF.replace("Add(q, p)", "Add(q, h)").replace("Exp(p)", "Sign(p)").replace("Mul(h, r)", "Add(h, v)")
+    compiled = compile_graph(model(text))
+    compiled.give_types(Checker(model(text)).type_of)
+    added = differentiate(compiled.model, ["y"], ["x"])
+    assert {node.op_type for node in added.nodes} <= {"Cos", "Mul", "If"}
+    (branching,) = (node for node in added.nodes if node.op_type == "If")
+    assert all(node.op_type == "Identity" for graph in subgraphs(branching) for node in graph)
 
 
 def test_a_loop_without_iterations_is_the_identity() -> None:

@@ -55,7 +55,7 @@ g (double[5,4] table, double[4,8] w, double[1,4] v) => (double loss) {
     s = Sigmoid(a)
     d = Mul(s, c)
     k = Constant <value = int64[1] {2}> ()
-    largest, places = TopK(d, k)
+    largest, places = TopK <axis = 2> (d, k)
     e = Exp(largest)
     t = Transpose <perm = [0, 2, 1]> (d)
     q = MatMul(t, d)

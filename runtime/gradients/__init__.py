@@ -16,6 +16,7 @@ from runtime.backends.control import document_node
 from runtime.backends.numpy import read_by
 from runtime.backends.partition import Piece, extract
 from runtime.errors import Finding, GraphError
+from runtime.gradients.control import cut_off
 from runtime.gradients.expressions import Expr, Formulas
 from runtime.gradients.walk import pull_back
 from runtime.lowering import STANDARD_OPSET, names_of
@@ -116,5 +117,6 @@ def _without_unused(nodes: Sequence[ir.Node], needed: set[ir.Value]) -> list[ir.
             left.append(node)
         else:
             assert node.graph is not None
+            cut_off(node)
             node.graph.remove(node, safe=True)
     return left[::-1]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from runtime.backends.control import Control
-from runtime.backends.numpy import Program, read_by
+from runtime.backends.numpy import Program, read_by, subgraphs
 from runtime.gradients.expressions import Expr, Formulas
 from runtime.gradients.walk import Call, behind, by_form, pull_back
 
@@ -102,9 +102,18 @@ def _keep(op: Formulas, results: Iterable[ir.Value]) -> None:
             needed |= read_by(node)
             kept.append(node)
         else:
-            for position in range(len(node.inputs)):
-                node.replace_input_with(position, None)
+            cut_off(node)
     op.tape.nodes[:] = kept[::-1]
+
+
+def cut_off(node: ir.Node) -> None:
+    """Takes a node that is no longer needed, and those of its subgraphs, from the users of what they read."""
+    for position in range(len(node.inputs)):
+        node.replace_input_with(position, None)
+    for graph in subgraphs(node):
+        graph.outputs.clear()
+        for inner in graph:
+            cut_off(inner)
 
 
 def loop_gradients(n: Call, live: Collection[ir.Value]) -> dict[ir.Value, Expr]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime's own operators, written with standard ones: activations, products, normalizations.
+"""ONNX Runtime's own operators, written with standard ones: activations, products, normalizations, and more.
 
 Each form computes what the operator computes, so that its gradient is that of the simpler operators.
 """
@@ -15,6 +15,7 @@ from runtime.gradients.elementwise import sigmoid
 from runtime.gradients.expressions import Expr
 from runtime.gradients.products import transposed
 from runtime.gradients.walk import Call, Gradients, Rule
+from runtime.types import ElementType
 
 Form: TypeAlias = "Callable[[Call], Sequence[Expr | None] | Expr]"
 
@@ -236,13 +237,149 @@ def _embed_layer_norm(n: Call) -> list[Expr | None]:
     return [layer_norm(total, n[5], n[6], n.get("epsilon", 1e-12))[0], None, total]
 
 
+def _branchwise_rms_norm(n: Call) -> Expr:
+    """Each branch [H] of [..., C, H] or [..., C H]; scale [C H], [C, H] or [H]."""
+    op, branches = n.op, n.get("num_branches", 0)
+    lead = op.Slice(op.Shape(n.a), [0], [-1])
+    x = op.Reshape(n.a, op.Concat(lead, [branches, -1], axis=0)) if branches else n.a
+    normal, _ = rms_norm(x, None, n.get("epsilon", 1e-5))
+    if not n.has(1):
+        return reshaped_like(normal, n.a)
+    scale = n.b
+    if scale.rank == 1:  # one for each branch, or the same for all
+        size = op.Slice(op.Shape(x), [-1], [2**31 - 1])
+        scale = op.Reshape(scale, op.Concat([-1], size, axis=0))
+    return reshaped_like(normal * scale, n.a)
+
+
+def _group_norm(n: Call, x: Expr) -> Expr:
+    """Over all positions and the channels of one group; scale and bias [C], then perhaps SiLU."""
+    op, last, rank = n.op, n.get("channels_last", 1), x.rank
+    if last:
+        x = op.Transpose(x, perm=[0, rank - 1, *range(1, rank - 1)])
+    groups = op.Reshape(x, [0, n.get("groups"), -1])
+    middle = groups - mean(groups)
+    normal = reshaped_like(rms_norm(middle, None, n.get("epsilon", 1e-5))[0], x)
+    scale, bias = (op.Reshape(item, [-1] + [1] * (rank - 2)) for item in (n.b, n.c))
+    y = normal * scale + bias
+    if n.get("activation", 0):
+        y = swish(y)
+    return op.Transpose(y, perm=[0, *range(2, rank), 1]) if last else y
+
+
+def _skip_group_norm(n: Call) -> list[Expr]:
+    skip = n[3]
+    if skip.rank == 2:
+        skip = n.op.Unsqueeze(skip, [1, 2] if n.get("channels_last", 1) else [2, 3])
+    bias = argument(n, 4)
+    if bias is not None and not n.get("channels_last", 1):
+        bias = n.op.Reshape(bias, [-1, 1, 1])
+    x = optional_sum(n.a, skip, bias)
+    return [_group_norm(n, x), x]
+
+
+# -- moving, convolving, measuring -------------------------------------------------------------------------------------
+
+
+def _linear_attention_gate(n: Call) -> list[Expr | None]:
+    return [n.c * n.op.Softplus(n.a + n.b), sigmoid(n[3]) if n.has(3) else None]
+
+
+def _expand_dims(n: Call) -> Expr:
+    result: Expr = n.op.Unsqueeze(n.a, n.op.Reshape(n.b, [1]).cast(ElementType.INT64))
+    return result
+
+
+def _pad(n: Call) -> Expr:
+    value = n.op.Reshape(n.c, n.op.constant(np.zeros(0, np.int64))) if n.has(2) else None
+    result: Expr = n.op.Pad(n.a, n.op.Reshape(n.b, [-1]), value, mode=n.get("mode"))
+    return result
+
+
+def _unfold(n: Call) -> Expr:
+    """Windows along a dimension, each as a new last dimension."""
+    op, axis, size, step = n.op, n.get("dim", -1) % n.a.rank, n.get("size"), n.get("step", 1)
+    if size is None or n.a.shape is None or not isinstance(n.a.shape[axis], int):
+        raise n.error("it needs to know the size of its dimension before the run.")
+    starts = np.arange(0, n.a.shape[axis] - size + 1, step)
+    windows = op.Gather(n.a, starts[:, None] + np.arange(size), axis=axis)
+    rank = n.a.rank + 1
+    result: Expr = op.Transpose(windows, perm=[*range(axis + 1), *range(axis + 2, rank), axis + 1])
+    return result
+
+
+def _distances(n: Call) -> Expr:
+    """Between all rows of A and of B: |a|^2 + |b|^2 - 2 a b. The root has no slope at distance 0."""
+    op = n.op
+    squares = [op.ReduceSum(x * x, [1], keepdims=1) for x in (n.a, n.b)]
+    squared = squares[0] + transposed(squares[1]) - 2.0 * (n.a @ transposed(n.b))
+    zero = op.operand(0.0, squared)
+    apart = squared > 0
+    if n.get("metric", "sqeuclidean") == "sqeuclidean":
+        return op.Where(apart, squared, zero)
+    if n.get("metric") != "euclidean":
+        raise n.error(f"there is none for the metric {n.get('metric')}.")
+    result: Expr = op.Where(apart, op.Sqrt(op.Where(apart, squared, op.operand(1.0, squared))), zero)
+    return result
+
+
+def _grid_sample(n: Call) -> Expr:
+    mode = n.get("mode", "bilinear")
+    if n.op.opset >= 20:
+        mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    settings = {name: n.get(name) for name in ("align_corners", "padding_mode")}
+    result: Expr = n.op.GridSample(n.a, n.b, mode=mode, **settings)
+    return result
+
+
+def _causal_convolution(n: Call) -> list[Expr]:
+    """Of every channel alone, along the last axis, with what came before the input in front of it.
+
+    y[t] = bias + sum over taps j of weight[j] x[t - (taps - 1 - j) dilation]. The second output is the end of the
+    input that the next part needs.
+    """
+    op, dilation = n.op, n.get("dilation", 1)
+    plain = {"ndim": 1, "state_window": 0, "input_channels": 0, "state_length": 0, "state_update_capacity": 0}
+    if any(n.get(name, value) != value for name, value in plain.items()) or n.get("state_channels_last", -1) != -1:
+        raise n.error("there is one for a single dimension and a plain state alone.")
+    last = n.get("channels_last", 0)
+    if n.a.rank != 3 or n.b.shape is None or not isinstance(n.b.shape[2], int):
+        raise n.error("its input must have three dimensions, and the number of taps must be known before the run.")
+    taps = n.b.shape[2]
+    before = (taps - 1) * dilation
+    x, past = (x and op.Transpose(x, perm=[0, 2, 1]) if last else x for x in (n.a, argument(n, 3)))
+    assert x is not None
+    if past is None:
+        pads = [0, 0, before, 0, 0, 0]
+        whole = op.Pad(x, pads, op.operand(0.0, x))
+    else:
+        whole = op.Concat(past, x, axis=2)
+    weights = op.Split(n.b, [1] * taps, axis=2, outputs=taps) if taps > 1 else (n.b,)
+    y: Expr | None = None
+    for tap, weight in enumerate(weights):
+        stop = (taps - 1 - tap) * dilation
+        part = op.Slice(whole, [tap * dilation], [-stop if stop else 2**31 - 1], [2]) * op.Squeeze(weight, [1])
+        y = part if y is None else y + part
+    assert y is not None
+    if n.has(2):
+        y = y + op.Unsqueeze(n.c, [1])
+    if n.get("activation", "none") != "none":
+        y = swish(y)
+    state = op.Slice(whole, [-before], [2**31 - 1], [2]) if before else op.Slice(whole, [0], [0], [2])
+    return [op.Transpose(item, perm=[0, 2, 1]) if last else item for item in (y, state)]
+
+
 FORMS: dict[str, Form] = {
     "com.microsoft.BiasAdd": lambda n: n.a + n.b + n.c,
     "com.microsoft.BiasDropout": _bias_dropout,
     "com.microsoft.BiasGelu": lambda n: gelu(n.a + n.b),
     "com.microsoft.BiasSoftmax": _bias_softmax,
     "com.microsoft.BiasSplitGelu": _bias_split_gelu,
+    "com.microsoft.BranchwiseRMSNorm": _branchwise_rms_norm,
+    "com.microsoft.CausalConvWithState": _causal_convolution,
+    "com.microsoft.CDist": _distances,
     "com.microsoft.EmbedLayerNormalization": _embed_layer_norm,
+    "com.microsoft.ExpandDims": _expand_dims,
     "com.microsoft.FastGelu": lambda n: fast_gelu(optional_sum(n.a, argument(n, 1))),
     "com.microsoft.FusedConv": _fused_conv,
     "com.microsoft.FusedGemm": _fused_gemm,
@@ -250,15 +387,23 @@ FORMS: dict[str, Form] = {
     "com.microsoft.FusedMatMulActivation": _fused_matmul,
     "com.microsoft.GatedAdd": _gated_add,
     "com.microsoft.GatedRMSNorm": _gated_rms_norm,
+    "com.microsoft.GatherND": lambda n: n.op.GatherND(n.a, n.b.cast(ElementType.INT64)),
     "com.microsoft.Gelu": lambda n: gelu(n.a),
     "com.microsoft.GemmFastGelu": lambda n: fast_gelu(optional_sum(n.a @ n.b, argument(n, 2))),
+    "com.microsoft.GridSample": _grid_sample,
+    "com.microsoft.GroupNorm": lambda n: _group_norm(n, n.a),
+    "com.microsoft.LinearAttentionGate": _linear_attention_gate,
     "com.microsoft.MatMulIntegerToFloat": _integer_matmul,
+    "com.microsoft.Pad": _pad,
     "com.microsoft.QuickGelu": lambda n: swish(n.a, n.get("alpha", 1.702)),
     "com.microsoft.ScaledSiLU": lambda n: swish(n.a * n.b if n.has(1) else n.a * n.get("alpha", 1.0)),
+    "com.microsoft.SkipGroupNorm": _skip_group_norm,
     "com.microsoft.SkipLayerNormalization": _skip_layer_norm,
     "com.microsoft.SkipSimplifiedLayerNormalization": _skip_rms_norm,
     "com.microsoft.SwiGLU": _swiglu,
     "com.microsoft.TransposeMatMul": _fused_matmul,
+    "com.microsoft.Trilu": lambda n: n.op.Trilu(n.a, argument(n, 1), upper=n.get("upper")),
+    "com.microsoft.UnfoldTensor": _unfold,
     "SimplifiedLayerNormalization": _simplified_layer_norm,
 }
 """By operator: what it is in simpler operators."""

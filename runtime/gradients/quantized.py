@@ -135,17 +135,43 @@ def _gather_block_quantized(n: Call) -> Expr:
     return values * spread(scales)
 
 
+FP4 = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4])
+NF4 = np.array(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]
+)  # fmt: skip
+"""The sixteen values of two kinds of codes of four bits; the first ones follow once more with a minus."""
+
+
+def _matmul_bnb4(n: Call) -> Expr:
+    """A times the transpose of W [N, K]: values by code, the higher half of a byte first, times a scale a block."""
+    op, scales = n.op, n.c
+    columns, rows, size = n.get("K"), n.get("N"), n.get("block_size")
+    values = np.concatenate([FP4, -FP4]) if n.get("quant_type", 1) == 0 else NF4
+    parts = op.Split(op.Reshape(unpacked(op.Reshape(n.b, [-1]), 4), [-1, 2]), [1, 1], axis=1, outputs=2)
+    codes = op.Reshape(op.Concat(parts[1], parts[0], axis=1), [-1])
+    codes = op.Slice(codes, [0], [rows * columns], [0]).cast(ElementType.INT64)
+    numbers = op.Gather(op.constant(values.astype(scales.element.dtype)), codes, axis=0)
+    scale = repeated(scales, 0, size, op.constant(np.asarray([rows * columns])))
+    weights = op.Reshape(numbers * scale, [rows, columns]).cast(n.a.element)
+    return n.a @ (transposed(weights) if n.get("transB", 1) else weights)
+
+
 FORMS: dict[str, Callable[[Call], Expr]] = {
     "DequantizeLinear": _dequantize,
     "com.microsoft.DequantizeLinear": _dequantize,
     "com.microsoft.GatherBlockQuantized": _gather_block_quantized,
+    "com.microsoft.MatMulBnb4": _matmul_bnb4,
     "com.microsoft.MatMulNBits": _matmul_n_bits,
 }
 """By operator: what it is in simpler operators."""
 
 FLAT = frozenset(
     """ConvInteger DynamicQuantizeLinear MatMulInteger QLinearConv QLinearMatMul QuantizeLinear
-    com.microsoft.DynamicQuantizeMatMul com.microsoft.IsAllFinite com.microsoft.MatMulInteger16
+    com.microsoft.IsAllFinite com.microsoft.MatMulInteger16
     com.microsoft.MulInteger com.microsoft.MurmurHash3 com.microsoft.QLinearAdd com.microsoft.QLinearMul
     com.microsoft.QuantizeLinear com.microsoft.Range com.microsoft.ReduceSumInteger com.microsoft.Unique""".split()
 )

@@ -8,7 +8,7 @@ gives for the operator itself, on ONNX Runtime in float32, must be those.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -27,9 +27,18 @@ from runtime.gradients.walk import Call
 from runtime.lowering import names_of
 from runtime.onnx_import import import_model
 from runtime.tape import Tape
+from tests import gradient_checks
 from tests.gradient_checks import compare, graph_of
 
 RNG = np.random.default_rng(11)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_slopes() -> Iterator[None]:
+    """Eight slopes an input are measured: there are many operators, and all elements of an input take one way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_checks, "ELEMENTS", 8)
+        yield
 
 
 def numbers(*shape: int) -> np.ndarray:

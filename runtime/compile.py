@@ -197,6 +197,8 @@ class _Model:
 
     opsets: dict[str, int]
     nodes: dict[str, str] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """The last number that was put behind a node's name, so that no search for a free one begins anew."""
 
 
 class _Body:
@@ -443,10 +445,12 @@ class _Body:
 
     def _unique(self, name: str, id: str) -> str:
         """A name for an ONNX node that no other node of the model has."""
-        unique, number = name, 1
+        number = self._model.numbers.get(name, 1)
+        unique = name if number == 1 else f"{name}_{number}"
         while unique in self._model.nodes:
             number += 1
             unique = f"{name}_{number}"
+        self._model.numbers[name] = number
         self._model.nodes[unique] = self._place(id)
         return unique
 

@@ -9,6 +9,7 @@ that only exporters and trainers read, as bytes.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +208,7 @@ class _Body:
         ]
         outputs = [self._output(info) for info in self.proto.output]
         wired = {source for source, _ in self.wires}
-        given_out = [info.name for info in self.proto.output]
+        given_out = Counter(info.name for info in self.proto.output)
         states = [
             self._with_names(state, node, node_type, list(output_ports), wired, given_out)
             for state, node, node_type, (_, output_ports) in zip(states, self.proto.node, types, ports, strict=True)
@@ -455,7 +456,7 @@ class _Body:
         node_type: type[Node] | None,
         ports: list[str],
         wired: set[PortRef],
-        given_out: list[str],
+        given_out: Mapping[str, int],
     ) -> NodeState:
         """The node with its outputs' names, where they are not those that they get by themselves, and their types."""
         outer = {name for scope in self.around for name in scope.names}
@@ -464,7 +465,7 @@ class _Body:
         for name, port in zip(node.output, ports, strict=True):
             if not name:
                 continue
-            own = name if given_out.count(name) == 1 else f"{state.id}.{port}"
+            own = name if given_out.get(name) == 1 else f"{state.id}.{port}"
             declared = node_type.output_port(port) if node_type is not None else None
             made = PortRef(state.id, port) in wired or (
                 declared is not None and not declared.optional and not declared.variadic
@@ -492,6 +493,7 @@ class _Ids:
     def __init__(self) -> None:
         self._reserved: set[str] = set()
         self._used: set[str] = set()
+        self._numbers: dict[tuple[str, bool], int] = {}  # the last one tried, so that no search begins anew
 
     def reserve(self, id: str) -> None:
         if id:
@@ -503,10 +505,13 @@ class _Ids:
             self._used.add(reserved)
             return reserved
         base = id_from_name(name or fallback.lower())
-        id, number = (base, 1) if name else (f"{base}_0", 0)
+        stem = base, bool(name)
+        number = self._numbers.get(stem, 1 if name else 0)
+        id = base if name and number == 1 else f"{base}_{number}"
         while id in self._used or id in self._reserved:
             number += 1
             id = f"{base}_{number}"
+        self._numbers[stem] = number
         self._used.add(id)
         return id
 

@@ -14,8 +14,11 @@ from onnx_ir._core import TensorBase
 from runtime.tensors import Tensor
 from runtime.types import ElementType
 
-MAXIMUM_SPARSE_ELEMENTS = 1 << 28
-"""Elements that a sparse tensor may have when it is written out in full."""
+MAXIMUM_DENSE_BYTES = 1 << 28
+"""Bytes that any sparse tensor may have when it is written out in full."""
+
+MAXIMUM_GROWTH = 64
+"""How many times as large as its values and indices a larger sparse tensor may become when it is written out."""
 
 
 class GraphTensor(TensorBase):
@@ -81,9 +84,15 @@ def dense_tensor(proto: onnx.SparseTensorProto) -> Tensor:
     """A sparse tensor with its zeros written out. ValueError says what is wrong with it."""
     shape = tuple(proto.dims)
     size = math.prod(shape)
-    if any(dimension < 0 for dimension in shape) or size > MAXIMUM_SPARSE_ELEMENTS:
-        raise ValueError(f"a sparse tensor of shape {list(shape)} is too large to be written out")
+    if any(dimension < 0 for dimension in shape):
+        raise ValueError(f"a sparse tensor has a negative dimension: {list(shape)}")
     values, indices = to_array(proto.values).reshape(-1), to_array(proto.indices)
+    most = max(MAXIMUM_DENSE_BYTES, MAXIMUM_GROWTH * (values.nbytes + indices.nbytes))
+    if size * values.itemsize > most:
+        raise ValueError(
+            f"a sparse tensor of shape {list(shape)} with {values.size} values takes {size * values.itemsize} bytes "
+            f"when it is written out; at most {most} were expected"
+        )
     if indices.ndim == 2:
         if indices.shape != (values.size, len(shape)):
             raise ValueError(f"a sparse tensor of {values.size} values has indices of shape {list(indices.shape)}")

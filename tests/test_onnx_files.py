@@ -542,6 +542,10 @@ def bad_models() -> dict[str, tuple[onnx.ModelProto, str]]:
         dims=[4],
     )
     found["sparse"] = model_of([relu], x, y, sparse_initializer=[sparse]), "do not fit"
+    huge = onnx.SparseTensorProto(values=sparse.values, indices=sparse.indices, dims=[1 << 14, 1 << 13])
+    found["sparse and huge"] = model_of([relu], x, y, sparse_initializer=[huge]), "takes 536870912 bytes"
+    below = onnx.SparseTensorProto(values=sparse.values, indices=sparse.indices, dims=[-4])
+    found["sparse and negative"] = model_of([relu], x, y, sparse_initializer=[below]), "negative dimension"
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
@@ -15,6 +16,9 @@ from onnx.numpy_helper import to_array
 from runtime.errors import FileError
 from runtime.tensors import Tensor
 from runtime.types import ElementType
+
+MAXIMUM_EXTENT = 1 << 48
+"""What the dimensions of a tensor that are not zero may come to, also where another one is zero: arrays have limits."""
 
 
 class Source:
@@ -37,6 +41,8 @@ class Source:
         shape = tuple(proto.dims)
         if any(size < 0 for size in shape):
             self.fail(f"{what} has a negative dimension: {list(shape)}.")
+        if 0 in shape and math.prod(size for size in shape if size) > MAXIMUM_EXTENT:
+            self.fail(f"{what} is empty, but its shape {list(shape)} is larger than any array's.")
         if proto.HasField("segment"):
             self.fail(f"{what} is stored in segments, which no version of ONNX defines.")
         if proto.data_location == onnx.TensorProto.EXTERNAL:

@@ -513,6 +513,7 @@ def bad_models() -> dict[str, tuple[onnx.ModelProto, str]]:
         ("short tensor", {"raw_data": b"\0" * 11}, "12 bytes, not 11"),
         ("negative dimension", {"dims": [-3]}, "negative dimension"),
         ("huge dimension", {"dims": [1 << 62]}, "bytes, not 12"),
+        ("empty and huge", {"dims": [0, 1 << 62, 1 << 62], "raw_data": b""}, "larger than any array"),
         ("element type", {"data_type": 99}, "unknown here"),
         ("no element type", {"data_type": 0}, "unknown here"),
     ):

@@ -112,7 +112,7 @@ def compile_graph(graph: Graph) -> Compiled:
     ]
     for function in functions:
         opsets.setdefault(function.domain, 1)
-    body = _Body(model, graph, {}, "", 0).build()
+    body = _Body(model, graph, {}, "", 0, info_prefix="graph_").build()
     metadata = {str(key): str(value) for key, value in (info.get("metadata") or {}).items()}
     metadata |= _layout(graph.section("layout"))
     compiled = ir.Model(
@@ -204,10 +204,19 @@ class _Model:
 class _Body:
     """One graph (the main one, a subgraph, a function's) on its way to onnx-ir."""
 
-    def __init__(self, model: _Model, graph: Graph, outer: Mapping[str, ir.Value], owner: str, depth: int) -> None:
+    def __init__(
+        self,
+        model: _Model,
+        graph: Graph,
+        outer: Mapping[str, ir.Value],
+        owner: str,
+        depth: int,
+        info_prefix: str = "",
+    ) -> None:
         if depth > MAXIMUM_DEPTH:
             raise GraphError.at(owner, "", f"Subgraphs are nested more than {MAXIMUM_DEPTH} deep.", code="depth")
         self._model, self._source, self._outer, self._owner, self._depth = model, graph, outer, owner, depth
+        self._info_prefix = info_prefix  # of the main graph's entries, whose others are the model's
         self._types = {id: self._type_of(state) for id, state in graph.nodes.items() if not is_terminal(state)}
         self._ports = {id: output_ports(graph, id, node_type) for id, node_type in self._types.items()}
         self.names = value_names(graph, self._ports, outer)
@@ -239,13 +248,13 @@ class _Body:
             if state.type == "Output":
                 outputs.append(self._output(id, state, nodes))
         info = self._source.section("info")
-        metadata = info.get("graph_metadata" if self._depth == 0 else "metadata") or {}
+        metadata = info.get(f"{self._info_prefix}metadata") or {}
         self.graph = ir.Graph(
             inputs,
             outputs,
             nodes=nodes,
             initializers=initializers,
-            doc_string=info.get("graph_doc" if self._depth == 0 else "doc"),
+            doc_string=info.get(f"{self._info_prefix}doc"),
             opset_imports=dict(self._model.opsets) if self._depth == 0 else None,
             name=self._source.name or DEFAULT_NAME,
             metadata_props={str(key): str(value) for key, value in metadata.items()},
@@ -339,7 +348,7 @@ class _Body:
             value.metadata_props[str(key)] = str(text)
         if about.get("quantization"):
             value.meta["quant_parameter_tensor_names"] = dict(about["quantization"])
-        if state.type not in ("Input", "Output") and (about.get("type") or about.get("proto")):
+        if about.get("type") or (about.get("proto") and state.type not in ("Input", "Output")):
             value.meta["qmoe.value_info"] = about
         if about.get("tensor_doc") or about.get("tensor_metadata"):
             value.meta["qmoe.tensor"] = about

@@ -67,9 +67,10 @@ def parts_of(model: ir.Model, type_of: Callable[[str], ValueType]) -> Parts:
                 doc_string=tensor.doc_string,
             )
     message = ir.serde.serialize_model(model)
+    _remove_values_of_functions(message)
     _restore_graph(model.graph, message.graph, type_of)
     for function, body in zip(model.functions.values(), message.functions, strict=True):
-        _restore_nodes(function.graph, body.node)
+        _restore_function(function.graph, body)
     _complete_terminals(message.graph, type_of)
     for key in ("training_info", "configuration"):
         for data in model.meta.get(PREFIX + key) or ():
@@ -184,6 +185,32 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
         if tensor.name in sparse:
             message.sparse_initializer.insert(0, _sparse(tensor))
             del message.initializer[position]
+    for data in graph.meta.get("qmoe.unused_value_info") or ():
+        message.value_info.append(onnx.ValueInfoProto.FromString(data))
+    _restore_nodes(graph, message.node)
+
+
+def _remove_values_of_functions(message: onnx.ModelProto) -> None:
+    """Takes out of the main graph what onnx-ir says there of functions' values in files of old versions."""
+    heads = tuple(f"{function.domain}::{function.name}/" for function in message.functions)
+    infos = message.graph.value_info
+    for position in reversed(range(len(infos))):
+        if heads and infos[position].name.startswith(heads):
+            del infos[position]
+
+
+def _restore_function(graph: ir.Graph, message: onnx.FunctionProto) -> None:
+    del message.value_info[:]
+    for value in dict.fromkeys((*graph.inputs, *_values(graph))):
+        info = ir.serde.serialize_value(value)
+        about = value.meta.get("qmoe.value_info")
+        exact = value.meta.get("qmoe.type")
+        if about is not None:
+            info.type.CopyFrom(_declared(about))
+        elif isinstance(exact, onnx.TypeProto):
+            info.type.CopyFrom(exact)
+        if info.HasField("type") or info.doc_string or info.metadata_props:
+            message.value_info.append(info)
     for data in graph.meta.get("qmoe.unused_value_info") or ():
         message.value_info.append(onnx.ValueInfoProto.FromString(data))
     _restore_nodes(graph, message.node)

@@ -129,9 +129,10 @@ class _Reader(Source):
             doc_string=proto.doc_string,
             metadata_props=proto.metadata_props,
         )
-        body.input.extend(onnx.ValueInfoProto(name=name) for name in proto.input)
-        body.output.extend(onnx.ValueInfoProto(name=name) for name in proto.output)
-        return self.graph(body, [], {"info": info})
+        infos = {entry.name: entry for entry in proto.value_info}
+        body.input.extend(infos.get(name) or onnx.ValueInfoProto(name=name) for name in proto.input)
+        body.output.extend(infos.get(name) or onnx.ValueInfoProto(name=name) for name in proto.output)
+        return self.graph(body, [], {"info": info}, is_function=True)
 
     # -- graphs ---------------------------------------------------------------------------------------------------
 
@@ -141,6 +142,8 @@ class _Reader(Source):
         around: Sequence[_Scope],
         sections: Mapping[str, Mapping[str, Any]],
         prefix: str = "",
+        *,
+        is_function: bool = False,
     ) -> Graph:
         """A graph, a subgraph (with the graphs `around` it, outermost first), or a function's body."""
         if len(around) > MAXIMUM_DEPTH:
@@ -152,7 +155,7 @@ class _Reader(Source):
             info[f"{prefix}doc"] = proto.doc_string
         if proto.metadata_props:
             info[f"{prefix}metadata"] = _metadata(proto.metadata_props)
-        body = _Body(self, proto, around)
+        body = _Body(self, proto, around, is_function)
         nodes, wires = body.read()
         extra = dict(sections.get("extra", {}))
         if body.unused_value_info:
@@ -170,8 +173,8 @@ class _Reader(Source):
 class _Body:
     """One graph on its way into a document."""
 
-    def __init__(self, reader: _Reader, proto: onnx.GraphProto, around: Sequence[_Scope]) -> None:
-        self.reader, self.proto, self.around = reader, proto, around
+    def __init__(self, reader: _Reader, proto: onnx.GraphProto, around: Sequence[_Scope], is_function: bool) -> None:
+        self.reader, self.proto, self.around, self.is_function = reader, proto, around, is_function
         self.scope = _Scope(frozenset(_names(proto)))
         self.value_info = {info.name: info for info in proto.value_info}
         self.quantization = {
@@ -330,8 +333,13 @@ class _Body:
         )
 
     def _declared(self, info: onnx.ValueInfoProto) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The type and shape parameters of an input or output, and what else the file says of it."""
+        """The type and shape parameters of an input or output, and what else the file says of it.
+
+        Those of a function have the types that a call gives them: what the file says of them is kept, and binds nobody.
+        """
         about = self._about(info, None)
+        if self.is_function:
+            return {}, about
         parameters: dict[str, Any] = {}
         about.pop("type", None)
         exact = about.pop("proto", None)

@@ -24,8 +24,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime.compile import compile_graph
 from runtime.errors import FileError, GraphError
+from runtime.files import load, save
 from runtime.graph import Graph, PortRef
-from runtime.onnx_files import load_onnx, save_onnx
+from runtime.onnx_files import TARGETS, load_onnx, save_onnx
 from runtime.onnx_import import import_model
 from runtime.tensors import Tensor
 from tests.onnx_compare import differences, value_info
@@ -166,6 +167,64 @@ def test_functions_come_through_with_attributes_references_and_overloads(tmp_pat
     for condition in (True, False):
         both = [outputs_of(m, {**feeds, "c": np.array(condition)})[0] for m in (model, written)]
         np.testing.assert_array_equal(*both)
+
+
+@pytest.mark.parametrize("version", [8, 9, 11])
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_file_says_of_a_function_and_its_values_is_kept(tmp_path: Path, version: int, target: str) -> None:
+    leaky = helper.make_node("LeakyRelu", ["a"], ["h"])
+    leaky.attribute.add(name="alpha", ref_attr_name="alpha", type=onnx.AttributeProto.FLOAT)
+    body = [leaky, helper.make_node("Identity", ["h"], ["b"])]
+    function = helper.make_function("f.d", "F", ["a"], ["b"], body, [helper.make_opsetid("", 17)], ["alpha"])
+    function.doc_string = "what it does"
+    function.metadata_props.add(key="who", value="me")
+    function.value_info.extend([value("b"), value("h", None), value("a"), value("nobody")])
+    function.value_info[0].doc_string = "the result"
+    function.value_info[2].metadata_props.add(key="unit", value="metre")
+    model = model_of(
+        [helper.make_node("F", ["x"], ["y"], domain="f.d", alpha=0.5)],
+        [value("x")],
+        [value("y")],
+        opset=17,
+        functions=[function],
+        imports=[helper.make_opsetid("f.d", 1)],
+    )
+    model.ir_version = version
+    source, snippet, result = (tmp_path / name for name in ("source.onnx", "graph.yaml", "result.onnx"))
+    source.write_bytes(model.SerializeToString())
+    save(load(source), snippet)
+    graph = load(snippet)
+    assert graph == load(source)
+    save(graph, result, target=target)
+    (written,) = onnx.load(result).functions
+    assert (written.doc_string, written.metadata_props) == (function.doc_string, function.metadata_props)
+    infos = {info.name: info for info in function.value_info}
+    assert {info.name: info for info in written.value_info} == infos
+    assert len(written.value_info) == len(infos)
+    assert len(onnx.load(result).graph.value_info) == 0
+    feeds = {"x": np.array([[-1, 2, -3, 4]], np.float32)}
+    np.testing.assert_array_equal(outputs_of(model, feeds), outputs_of(str(result), feeds))
+
+
+def test_layout_and_types_in_a_function_are_kept(tmp_path: Path) -> None:
+    body = Graph(opsets={"": 17})
+    body.add("Input", "a", parameters={"type": "tensor(float)"}, layout={"position": [1, 2]})
+    body.add("Relu", "r", layout={"position": [3, 4]})
+    body.add("Output", "b", layout={"position": [5, 6]})
+    body.wire("a.value", "r.X")
+    body.wire("r.Y", "b.value")
+    graph = Graph("g", opsets={"": 17, "f.d": 1})
+    graph.set("", "f.d::F", body, section="functions")
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [2]})
+    graph.add("f.d.F", "f")
+    graph.add("Output", "y")
+    graph.wire("x.value", "f.input.0")
+    graph.wire("f.output.0", "y.value")
+    save_onnx(graph, tmp_path / "m.onnx")
+    again = load_onnx(tmp_path / "m.onnx").section("functions")["f.d::F"]
+    assert [dict(state.layout) for state in again.nodes.values()] == [dict(s.layout) for s in body.nodes.values()]
+    assert again.nodes["a"].extra == {"values": {"value": {"type": "tensor(float)"}}}
+    assert outputs_of(str(tmp_path / "m.onnx"), {"x": np.array([-1, 1], np.float32)})[0].tolist() == [0, 1]
 
 
 def test_captures_through_two_levels_and_names_that_shadow_nothing(tmp_path: Path) -> None:

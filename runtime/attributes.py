@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.tensors import Tensor
-from runtime.types import MapType, OptionalType, SequenceType, TensorType
+from runtime.types import MapType, OptionalType, SequenceType, TensorType, ValueType
 
 if TYPE_CHECKING:
     import onnx
@@ -45,12 +45,17 @@ _NUMBERS = {kind: number for number, kind in KINDS.items()} | {"bool": 2}
 _ITEMS = {"int": "ints", "float": "floats", "str": "strings", "tensor": "tensors", "graph": "graphs", "type": "types"}
 
 
+EXACT = "qmoe.attribute"
+"""Where the `meta` of an onnx-ir attribute holds the message that a file gets in its place."""
+
+
 @dataclass(frozen=True, slots=True)
 class Typed:
     """A value with its ONNX attribute kind, one of KINDS ("ints", "float", ...), or "ref".
 
     A "ref" is an attribute of a node in a function that stands for one of the function's own attributes: its value is
-    (name of the function's attribute, kind). Sparse tensors are held as the bytes of their SparseTensorProto.
+    (name of the function's attribute, kind). Sparse tensors are held as the bytes of their SparseTensorProto, types
+    of which a file says more than a type of ours can hold as those of their TypeProto.
     """
 
     kind: str
@@ -114,7 +119,8 @@ def from_proto(
     plain = value if not isinstance(value, tuple) else list(value)
     if expected == "bool" and kind == "int" and plain in (0, 1):
         return bool(plain)
-    if kind.startswith("sparse") or (expected or kind_of_value(plain)) != kind:
+    own = kind_of_value(plain)
+    if kind.startswith("sparse") or (expected or own) != kind or (kind in ("type", "types") and own != kind):
         return Typed(kind, plain)
     return plain
 
@@ -125,8 +131,6 @@ def _read(
     read_tensor: Callable[[onnx.TensorProto], Tensor],
     read_graph: Callable[[onnx.GraphProto], Graph],
 ) -> Any:
-    from runtime.onnx_types import from_type_proto
-
     match kind:
         case "float":
             return _shortest(proto.f)
@@ -153,9 +157,20 @@ def _read(
         case "sparse_tensors":
             return [item.SerializeToString(deterministic=True) for item in proto.sparse_tensors]
         case "type":
-            return from_type_proto(proto.tp)
+            return _type(proto.tp)
         case _:
-            return [from_type_proto(item) for item in proto.type_protos]
+            return [_type(item) for item in proto.type_protos]
+
+
+def _type(proto: onnx.TypeProto) -> ValueType | bytes:
+    """The type, or the message's bytes where that does not say all of it: a denotation, an opaque type, nothing."""
+    from runtime.onnx_types import from_type_proto, to_type_proto
+
+    try:
+        type_ = from_type_proto(proto)
+    except ValueError:
+        return proto.SerializeToString(deterministic=True)
+    return type_ if to_type_proto(type_) == proto else proto.SerializeToString(deterministic=True)
 
 
 def _shortest(value: float) -> float:
@@ -170,6 +185,23 @@ def _text(data: bytes) -> str | bytes:
         return data
 
 
+class _RawText(str):
+    """A text that is no Unicode, as onnx-ir wants texts: one that encodes to the bytes."""
+
+    raw: bytes
+
+    @classmethod
+    def of(cls, text: str | bytes) -> str:
+        if isinstance(text, str):
+            return text
+        made = cls(text.decode(errors="replace"))
+        made.raw = text
+        return made
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return self.raw
+
+
 def to_attribute(
     name: str,
     value: Any,
@@ -177,10 +209,11 @@ def to_attribute(
     wrap_tensor: Callable[[Tensor], ir.TensorProtocol],
     build_graph: Callable[[Graph], ir.Graph],
 ) -> ir.Attr:
-    """The ONNX attribute for a value. `kind` is the declared one, or empty. ValueError if the value does not fit it."""
-    import onnx_ir as ir
+    """The ONNX attribute for a value. `kind` is the declared one, or empty. ValueError if the value does not fit it.
 
-    from runtime.onnx_types import type_and_shape
+    Where onnx-ir has no such attribute, or writes less than all of it, the message is in its `meta` as EXACT.
+    """
+    import onnx_ir as ir
 
     if isinstance(value, Typed):
         if value.kind == "ref":
@@ -202,8 +235,60 @@ def to_attribute(
             value = build_graph(value)
         case "graphs":
             value = [build_graph(item) for item in value]
-        case "type":
-            value = ir.TypeAndShape(*type_and_shape(value))
-        case "types":
-            value = [ir.TypeAndShape(*type_and_shape(item)) for item in value]
+        case "str":
+            value = _RawText.of(value)
+        case "strings":
+            value = [_RawText.of(item) for item in value]
+        case "type" | "types" | "sparse_tensor" | "sparse_tensors":
+            return _exact_attribute(name, value, kind)
     return ir.Attr(name, ir.AttributeType(_NUMBERS[kind]), value)
+
+
+def _exact_attribute(name: str, value: Any, kind: str) -> ir.Attr:
+    """An attribute with the message that onnx-ir would not write: it knows no maps as types, and no sparse tensors."""
+    import onnx
+    import onnx_ir as ir
+    from google.protobuf.message import DecodeError
+
+    proto = onnx.AttributeProto(name=name, type=onnx.AttributeProto.AttributeType.Name(_NUMBERS[kind]))
+    try:
+        match kind:
+            case "type":
+                proto.tp.CopyFrom(_type_proto(value))
+            case "types":
+                proto.type_protos.extend(_type_proto(item) for item in value)
+            case "sparse_tensor":
+                proto.sparse_tensor.ParseFromString(value)
+            case _:
+                proto.sparse_tensors.extend(onnx.SparseTensorProto.FromString(item) for item in value)
+    except (DecodeError, TypeError) as error:
+        raise ValueError(f"expected {kind}, got {value!r}") from error
+    attribute = ir.Attr(name, ir.AttributeType.STRING, "")  # what stands for a sparse tensor is never read
+    if kind == "type":
+        attribute = ir.Attr(name, ir.AttributeType.TYPE_PROTO, _ir_type(value))
+    elif kind == "types":
+        attribute = ir.Attr(name, ir.AttributeType.TYPE_PROTOS, [_ir_type(item) for item in value])
+    attribute.meta[EXACT] = proto
+    return attribute
+
+
+def _type_proto(value: Any) -> onnx.TypeProto:
+    import onnx
+
+    from runtime.onnx_types import to_type_proto
+
+    if isinstance(value, bytes):
+        return onnx.TypeProto.FromString(value)
+    if kind_of_value(value) != "type":
+        raise TypeError(f"{value!r} is no type")
+    return to_type_proto(value)
+
+
+def _ir_type(value: ValueType | bytes) -> ir.TypeAndShape:
+    """A type as far as onnx-ir knows it."""
+    import onnx_ir as ir
+
+    from runtime.onnx_types import type_and_shape
+
+    type_, shape = (None, None) if isinstance(value, bytes) else type_and_shape(value)
+    return ir.TypeAndShape(type_, shape if type_ is not None else None)

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx.numpy_helper import from_array, to_array
 
+from runtime.attributes import EXACT
 from runtime.compile import DATA_FILE, PREFIX
 from runtime.errors import Finding, GraphError
 from runtime.onnx_types import from_type_proto, to_type_proto
@@ -70,7 +71,7 @@ def parts_of(model: ir.Model, type_of: Callable[[str], ValueType]) -> Parts:
     _remove_values_of_functions(message)
     _restore_graph(model.graph, message.graph, type_of)
     for function, body in zip(model.functions.values(), message.functions, strict=True):
-        _restore_function(function.graph, body)
+        _restore_function(function, body)
     _complete_terminals(message.graph, type_of)
     for key in ("training_info", "configuration"):
         for data in model.meta.get(PREFIX + key) or ():
@@ -199,7 +200,10 @@ def _remove_values_of_functions(message: onnx.ModelProto) -> None:
             del infos[position]
 
 
-def _restore_function(graph: ir.Graph, message: onnx.FunctionProto) -> None:
+def _restore_function(function: ir.Function, message: onnx.FunctionProto) -> None:
+    graph = function.graph
+    for attribute in message.attribute_proto:
+        _restore_attribute(function.attributes[attribute.name], attribute)
     del message.value_info[:]
     for value in dict.fromkeys((*graph.inputs, *_values(graph))):
         info = ir.serde.serialize_value(value)
@@ -233,17 +237,27 @@ def _restore_nodes(graph: ir.Graph, messages: Any) -> None:
                 del message.metadata_props[position]
         for attribute in message.attribute:
             own = node.attributes.get(attribute.name)
-            if own is None or own.is_ref():
+            if own is None:
                 continue
-            if own.type == ir.AttributeType.GRAPH:
-                _restore_graph(own.value, attribute.g, None)
-            elif own.type == ir.AttributeType.GRAPHS:
-                for body, body_message in zip(own.value, attribute.graphs, strict=True):
-                    _restore_graph(body, body_message, None)
-            elif attribute.name == "value" and "qmoe.sparse" in node.meta:
+            _restore_attribute(own, attribute)
+            if attribute.name == "value" and "qmoe.sparse" in node.meta:
                 attribute.ClearField("t")
                 attribute.name, attribute.type = "sparse_value", onnx.AttributeProto.SPARSE_TENSOR
                 attribute.sparse_tensor.ParseFromString(node.meta["qmoe.sparse"])
+
+
+def _restore_attribute(own: ir.Attr, message: onnx.AttributeProto) -> None:
+    if own.is_ref():
+        return
+    if own.type == ir.AttributeType.GRAPH:
+        _restore_graph(own.value, message.g, None)
+    elif own.type == ir.AttributeType.GRAPHS:
+        for body, body_message in zip(own.value, message.graphs, strict=True):
+            _restore_graph(body, body_message, None)
+    elif EXACT in own.meta:
+        message.CopyFrom(own.meta[EXACT])
+        if own.doc_string:
+            message.doc_string = own.doc_string
 
 
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:

@@ -227,6 +227,62 @@ def test_layout_and_types_in_a_function_are_kept(tmp_path: Path) -> None:
     assert outputs_of(str(tmp_path / "m.onnx"), {"x": np.array([-1, 1], np.float32)})[0].tolist() == [0, 1]
 
 
+def map_type() -> onnx.TypeProto:
+    return helper.make_map_type_proto(TensorProto.STRING, helper.make_tensor_type_proto(FLOAT, ["a, b", 2]))
+
+
+def sparse_tensor() -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.array([1, 2], np.float32), "values"),
+        indices=numpy_helper.from_array(np.array([3, 5]), "indices"),
+        dims=[10],
+    )
+
+
+ODD_ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "SPARSE_TENSOR": {"sparse_tensor": sparse_tensor()},
+    "SPARSE_TENSORS": {"sparse_tensors": [sparse_tensor(), sparse_tensor()]},
+    "STRING": {"s": b"\xff"},
+    "STRINGS": {"strings": [b"\xff", b"ok"]},
+    "TYPE_PROTO of a map": {"tp": map_type()},
+    "TYPE_PROTO of nothing": {"tp": onnx.TypeProto()},
+    "TYPE_PROTO of a shape": {"tp": helper.make_tensor_type_proto(0, [2])},
+    "TYPE_PROTO of a denotation": {"tp": onnx.TypeProto(tensor_type={"elem_type": FLOAT}, denotation="IMAGE")},
+    "TYPE_PROTO of an opaque kind": {"tp": onnx.TypeProto(opaque_type={"domain": "d", "name": "n"})},
+    "TYPE_PROTOS": {"type_protos": [map_type(), onnx.TypeProto(), helper.make_tensor_type_proto(FLOAT, None)]},
+}
+
+
+@pytest.mark.parametrize("where", ["node", "function", "subgraph"])
+@pytest.mark.parametrize("case", ODD_ATTRIBUTES)
+def test_attributes_that_few_readers_know_are_kept(tmp_path: Path, case: str, where: str) -> None:
+    kind = onnx.AttributeProto.AttributeType.Value(case.split()[0])
+    attribute = onnx.AttributeProto(name="odd", type=kind, doc_string="said", **ODD_ATTRIBUTES[case])
+    node = helper.make_node("Odd", ["x"], ["y"], domain="some.body")
+    functions = []
+    if where == "node":
+        node.attribute.append(attribute)
+    elif where == "function":
+        body = [helper.make_node("Odd", ["x"], ["y"], domain="other")]
+        body[0].attribute.append(attribute)
+        functions = [helper.make_function("some.body", "Odd", ["x"], ["y"], body, [helper.make_opsetid("other", 1)])]
+        attribute.ClearField("doc_string")
+        functions[0].attribute_proto.append(attribute)
+    else:
+        inner = helper.make_node("Odd", ["x"], ["z"], domain="some.body")
+        inner.attribute.append(attribute)
+        node.attribute.append(helper.make_attribute("body", helper.make_graph([inner], "b", [], [value("z")])))
+    imports = [helper.make_opsetid("some.body", 1)] + [helper.make_opsetid("other", 1)] * len(functions)
+    model = model_of([node], [value("x")], [value("y")], functions=functions, imports=imports)
+    written, graph = through(model, tmp_path)
+    assert differences(model, written) == []
+    save(graph, tmp_path / "g.yaml")
+    assert load(tmp_path / "g.yaml") == graph
+    for target in TARGETS:
+        save(graph, tmp_path / "m.onnx", target=target)
+        assert differences(model, onnx.load(tmp_path / "m.onnx")) == []
+
+
 def test_captures_through_two_levels_and_names_that_shadow_nothing(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(
         """

@@ -43,7 +43,7 @@ KINDS = {
 
 _NUMBERS = {kind: number for number, kind in KINDS.items()} | {"bool": 2}
 _ITEMS = {"int": "ints", "float": "floats", "str": "strings", "tensor": "tensors", "graph": "graphs", "type": "types"}
-
+_EXACT_KINDS = ("type", "types", "sparse_tensor", "sparse_tensors")
 
 EXACT = "qmoe.attribute"
 """Where the `meta` of an onnx-ir attribute holds the message that a file gets in its place."""
@@ -220,6 +220,8 @@ def to_attribute(
             reference, kind = value.value
             return ir.RefAttr(name, reference, ir.AttributeType(_NUMBERS[kind]))
         kind, value = value.kind, value.value
+        if kind not in _EXACT_KINDS and not fits(value, kind):
+            raise ValueError(f"expected {kind}, got {value!r}")
     elif not kind:
         kind = kind_of_value(value)
     elif not fits(value, kind):
@@ -239,7 +241,7 @@ def to_attribute(
             value = _RawText.of(value)
         case "strings":
             value = [_RawText.of(item) for item in value]
-        case "type" | "types" | "sparse_tensor" | "sparse_tensors":
+        case _ if kind in _EXACT_KINDS:
             return _exact_attribute(name, value, kind)
     return ir.Attr(name, ir.AttributeType(_NUMBERS[kind]), value)
 

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from runtime.attributes import Typed
 from runtime.compile import compile_graph
 from runtime.errors import FileError, GraphError
 from runtime.files import load, save
@@ -281,6 +282,28 @@ def test_attributes_that_few_readers_know_are_kept(tmp_path: Path, case: str, wh
     for target in TARGETS:
         save(graph, tmp_path / "m.onnx", target=target)
         assert differences(model, onnx.load(tmp_path / "m.onnx")) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Typed("sparse_tensor", b"\xff"),
+        Typed("sparse_tensors", 3),
+        Typed("type", "float"),
+        Typed("types", [3]),
+        Typed("strings", [3]),
+        Typed("str", 3),
+        Typed("floats", ["a"]),
+        Typed("graph", None),
+    ],
+)
+def test_a_value_that_is_not_of_the_kind_it_names_is_refused(wrong: Typed, tmp_path: Path) -> None:
+    graph = Graph("g", opsets={"": 21, "some.body": 1})
+    graph.add("some.body.Odd", "odd", parameters={"a": wrong})
+    graph.add("Output", "y")
+    graph.wire("odd.output.0", "y.value")
+    with pytest.raises(GraphError, match=rf"odd.a: expected {wrong.kind}, got"):
+        save(graph, tmp_path / "m.onnx")
 
 
 def test_captures_through_two_levels_and_names_that_shadow_nothing(tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def _function(key: str, body: Graph, opsets: Mapping[str, int]) -> ir.Function:
         attributes.append(
             to_attribute(item, default, "", wrap, lambda graph: _Body(model, graph, {}, "", 1).build().graph)
         )
+        _describe(attributes[-1], str(item), info)
     return ir.Function(domain, name, overload, graph=built, attributes=attributes)
 
 
@@ -413,10 +414,10 @@ class _Body:
         else:
             attributes = {key: value for key, value in state.parameters.items() if key not in COMMON_NAMES}
         attributes |= state.extra.get("attributes") or {}
-        docs = state.extra.get("attribute_docs") or {}
-        for name, value in attributes.items():
+        for own_name, value in attributes.items():
             if value is None:
                 continue
+            name = own_name
             if name == "sparse_value" and isinstance(value, Typed) and state.type == "Constant":
                 node.meta["qmoe.sparse"] = value.value
                 name, value = "value", self._dense(id, value.value)
@@ -426,7 +427,7 @@ class _Body:
                 attribute = to_attribute(name, value, kind, wrap, self._subgraph(id))
             except ValueError as error:
                 raise GraphError.at(self._place(id), name, f"{error}.", code="parameter") from error
-            attribute.doc_string = docs.get(name)
+            _describe(attribute, own_name, state.extra)
             yield attribute
 
     def _dense(self, id: str, data: bytes) -> Tensor:
@@ -512,6 +513,26 @@ class _Body:
             }
             inner -= set(value_names(graph, ports, {}).values())
         return free | inner
+
+
+def _describe(attribute: ir.Attr, name: str, said: Mapping[str, Any]) -> None:
+    """Gives an attribute, and the tensors in it, what a file said of them beside their values."""
+    attribute.doc_string = (said.get("attribute_docs") or {}).get(name)
+    about = (said.get("attribute_tensors") or {}).get(name)
+    if attribute.is_ref() or not about:
+        return
+    if attribute.type == ir.AttributeType.TENSOR:
+        _describe_tensor(attribute.value, about)
+    elif attribute.type == ir.AttributeType.TENSORS:
+        for tensor, about_tensor in zip(attribute.value, about, strict=False):
+            _describe_tensor(tensor, about_tensor)
+
+
+def _describe_tensor(tensor: Any, about: Mapping[str, Any]) -> None:
+    tensor.name = about.get("name")
+    tensor.doc_string = about.get("doc")
+    for key, text in (about.get("metadata") or {}).items():
+        tensor.metadata_props[str(key)] = str(text)
 
 
 def _of_value(state: NodeState, port: str) -> Mapping[str, Any]:

@@ -2,8 +2,9 @@
 
 Read straight from the protobuf messages, so that nothing is dropped on the way. Keys of a node's `extra`: "doc",
 "metadata", "overload", "device_configurations" of a node; "values", what the file says of each output by port (its
-"type", "doc", "metadata", "quantization"); "attributes" with the names of our own parameters. Of a graph's: messages
-that only exporters and trainers read, as bytes.
+"type", "doc", "metadata", "quantization"); "attributes" with the names of our own parameters; "attribute_docs", and
+"attribute_tensors", the names, docs and metadata of tensors in attributes (a function's `info` holds both for its
+defaults). Of a graph's: messages that only exporters and trainers read, as bytes.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class _Reader(Source):
                 attribute.name: from_proto(attribute, None, self.tensor, lambda graph: self.graph(graph, [], {}))
                 for attribute in proto.attribute_proto
             }
+            info |= _said_of(proto.attribute_proto)
         body = onnx.GraphProto(
             node=proto.node,
             value_info=proto.value_info,
@@ -412,7 +414,6 @@ class _Body:
     def _node(self, id: str, node: onnx.NodeProto, node_type: type[Node] | None) -> NodeState:
         attributes: dict[str, Any] = {}
         clashing: dict[str, Any] = {}
-        docs: dict[str, str] = {}
         for proto in node.attribute:
             if proto.name in attributes or proto.name in clashing:
                 self.reader.fail(f"the node {node.name or node.op_type!r} has two attributes {proto.name!r}.")
@@ -423,8 +424,6 @@ class _Body:
             except ValueError as error:
                 self.reader.fail(f"the node {node.name or node.op_type!r} cannot be read: {error}.")
             (clashing if is_ours else attributes)[proto.name] = value
-            if proto.doc_string:
-                docs[proto.name] = proto.doc_string
         parameters = node_type.to_parameters(attributes) if node_type is not None else attributes
         metadata = _metadata(node.metadata_props)
         layout = _own_layout(metadata, PREFIX)
@@ -447,11 +446,11 @@ class _Body:
             ("metadata", metadata),
             ("overload", node.overload),
             ("attributes", clashing),
-            ("attribute_docs", docs),
             ("device_configurations", [c.SerializeToString(deterministic=True) for c in node.device_configurations]),
         ):
             if kept:
                 extra[key] = kept
+        extra |= _said_of(node.attribute)
         return NodeState(id, _type_name(node), parameters, layout, extra)
 
     def _subgraph(self, proto: onnx.GraphProto) -> Graph:
@@ -548,6 +547,26 @@ def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
 
 def _metadata(entries: Iterable[onnx.StringStringEntryProto]) -> dict[str, str]:
     return {entry.key: entry.value for entry in entries}
+
+
+def _said_of(attributes: Iterable[onnx.AttributeProto]) -> dict[str, Any]:
+    """What a file says of attributes, and of the tensors in them, beside their values: entries of `extra`."""
+    docs: dict[str, str] = {}
+    tensors: dict[str, Any] = {}
+    for proto in attributes:
+        if proto.doc_string:
+            docs[proto.name] = proto.doc_string
+        said = [_said_of_tensor(tensor) for tensor in (proto.t, *proto.tensors)]
+        if said[0]:
+            tensors[proto.name] = said[0]
+        elif any(said):
+            tensors[proto.name] = said[1:]
+    return {key: kept for key, kept in (("attribute_docs", docs), ("attribute_tensors", tensors)) if kept}
+
+
+def _said_of_tensor(proto: onnx.TensorProto) -> dict[str, Any]:
+    said = ("name", proto.name), ("doc", proto.doc_string), ("metadata", _metadata(proto.metadata_props))
+    return {key: kept for key, kept in said if kept}
 
 
 def _own(entries: Iterable[onnx.StringStringEntryProto], prefix: str) -> str:

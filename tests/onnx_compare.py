@@ -63,7 +63,7 @@ def _graph(graph: onnx.GraphProto, folder: Path) -> dict[str, Any]:
         "metadata": _pairs(graph.metadata_props),
         "inputs": [_info(info) for info in graph.input],
         "outputs": [_info(info) for info in graph.output],
-        "initializers": {tensor.name: _tensor(tensor, folder, named=True) for tensor in graph.initializer},
+        "initializers": {tensor.name: _tensor(tensor, folder) for tensor in graph.initializer},
         "sparse": {tensor.values.name: _sparse(tensor, folder) for tensor in graph.sparse_initializer},
         "nodes": [_node(node, folder) for node in graph.node],
         "quantization": {
@@ -114,14 +114,14 @@ def _attribute(attribute: onnx.AttributeProto, folder: Path) -> Any:
     return kind, value, attribute.doc_string
 
 
-def _tensor(tensor: onnx.TensorProto, folder: Path, *, named: bool = False) -> Any:
+def _tensor(tensor: onnx.TensorProto, folder: Path) -> Any:
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         tensor = onnx.TensorProto.FromString(tensor.SerializeToString())
         load_external_data_for_tensor(tensor, str(folder))
     is_text = tensor.data_type == onnx.TensorProto.STRING
     content = list(tensor.string_data) if is_text else to_array(tensor).tobytes()
-    about = (tensor.doc_string, _pairs(tensor.metadata_props)) if named else ()
-    return tensor.data_type, tuple(tensor.dims), content, about
+    about = tensor.doc_string, _pairs(tensor.metadata_props)
+    return tensor.name, tensor.data_type, tuple(tensor.dims), content, about
 
 
 def _sparse(tensor: onnx.SparseTensorProto, folder: Path) -> Any:

@@ -240,9 +240,19 @@ def sparse_tensor() -> onnx.SparseTensorProto:
     )
 
 
+def described_tensor(content: Any) -> TensorProto:
+    tensor = numpy_helper.from_array(np.array(content), "its name")
+    tensor.doc_string = "its doc"
+    tensor.metadata_props.add(key="its", value="metadata")
+    return tensor
+
+
 ODD_ATTRIBUTES: dict[str, dict[str, Any]] = {
     "SPARSE_TENSOR": {"sparse_tensor": sparse_tensor()},
     "SPARSE_TENSORS": {"sparse_tensors": [sparse_tensor(), sparse_tensor()]},
+    "TENSOR": {"t": described_tensor([1.0])},
+    "TENSOR of texts": {"t": described_tensor(["a"])},
+    "TENSORS": {"tensors": [numpy_helper.from_array(np.array(1)), described_tensor([2])]},
     "STRING": {"s": b"\xff"},
     "STRINGS": {"strings": [b"\xff", b"ok"]},
     "TYPE_PROTO of a map": {"tp": map_type()},
@@ -267,7 +277,6 @@ def test_attributes_that_few_readers_know_are_kept(tmp_path: Path, case: str, wh
         body = [helper.make_node("Odd", ["x"], ["y"], domain="other")]
         body[0].attribute.append(attribute)
         functions = [helper.make_function("some.body", "Odd", ["x"], ["y"], body, [helper.make_opsetid("other", 1)])]
-        attribute.ClearField("doc_string")
         functions[0].attribute_proto.append(attribute)
     else:
         inner = helper.make_node("Odd", ["x"], ["z"], domain="some.body")
@@ -396,6 +405,7 @@ def test_all_that_a_model_can_say_is_kept(tmp_path: Path) -> None:
     model.graph.output[1].metadata_props.add(key="unit", value="metre")
     model.graph.value_info[0].metadata_props.add(key="seen", value="no")
     model.graph.metadata_props.add(key="graph", value="one")
+    model.graph.node[3].attribute[0].doc_string = "mostly zeros"
     annotation = model.graph.quantization_annotation.add(tensor_name="w_out")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
     model.metadata_props.add(key="model", value="two")

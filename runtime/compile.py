@@ -260,7 +260,8 @@ class _Body:
             name=self._source.name or DEFAULT_NAME,
             metadata_props={str(key): str(value) for key, value in metadata.items()},
         )
-        self.graph.meta["qmoe.unused_value_info"] = self._source.section("extra").get("unused_value_info")
+        for key in ("unused_value_info", "unused_quantization"):
+            self.graph.meta[PREFIX + key] = self._source.section("extra").get(key)
         return self
 
     # -- terminals ------------------------------------------------------------------------------------------------

@@ -188,6 +188,8 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
             del message.initializer[position]
     for data in graph.meta.get("qmoe.unused_value_info") or ():
         message.value_info.append(onnx.ValueInfoProto.FromString(data))
+    for data in graph.meta.get("qmoe.unused_quantization") or ():
+        message.quantization_annotation.append(onnx.TensorAnnotation.FromString(data))
     _restore_nodes(graph, message.node)
 
 

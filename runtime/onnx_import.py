@@ -160,8 +160,7 @@ class _Reader(Source):
         body = _Body(self, proto, around, is_function)
         nodes, wires = body.read()
         extra = dict(sections.get("extra", {}))
-        if body.unused_value_info:
-            extra["unused_value_info"] = body.unused_value_info
+        extra |= body.unused
         try:
             return Graph.build(
                 nodes,
@@ -183,7 +182,8 @@ class _Body:
             annotation.tensor_name: {entry.key: entry.value for entry in annotation.quant_parameter_tensor_names}
             for annotation in proto.quantization_annotation
         }
-        self.unused_value_info: list[bytes] = []
+        self.unused: dict[str, list[bytes]] = {}
+        """Messages about values that the graph does not have, as entries of its `extra`."""
         self.ids = _Ids()
         self.sources: dict[str, PortRef] = {}
         self.terminals: list[NodeState] = []
@@ -219,9 +219,12 @@ class _Body:
             for state, node, node_type, (_, output_ports) in zip(states, self.proto.node, types, ports, strict=True)
         ]
         produced = set(self.scope.names) | {info.name for info in self.proto.output}
-        self.unused_value_info = [
-            info.SerializeToString(deterministic=True) for name, info in self.value_info.items() if name not in produced
-        ]
+        unused_info = [info for name, info in self.value_info.items() if name not in produced]
+        annotations = self.proto.quantization_annotation
+        unused_quantization = [entry for entry in annotations if entry.tensor_name not in produced]
+        for key, unused in (("unused_value_info", unused_info), ("unused_quantization", unused_quantization)):
+            if unused:
+                self.unused[key] = [message.SerializeToString(deterministic=True) for message in unused]
         return [*self.terminals, *self.captures.values(), *states, *outputs], self.wires
 
     def _reserve_ids(self) -> None:

@@ -406,8 +406,9 @@ def test_all_that_a_model_can_say_is_kept(tmp_path: Path) -> None:
     model.graph.value_info[0].metadata_props.add(key="seen", value="no")
     model.graph.metadata_props.add(key="graph", value="one")
     model.graph.node[3].attribute[0].doc_string = "mostly zeros"
-    annotation = model.graph.quantization_annotation.add(tensor_name="w_out")
-    annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
+    for name in ("w_out", "nobody"):
+        annotation = model.graph.quantization_annotation.add(tensor_name=name)
+        annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
     model.metadata_props.add(key="model", value="two")
     model.producer_version, model.domain, model.model_version, model.doc_string = "1.2", "org", 5, "of the model"
     model.training_info.add(algorithm=helper.make_graph([], "step", [], []))

@@ -328,14 +328,14 @@ class _Body:
             self._visible[name] = value = given
         if value.producer() is None:  # an input, say, given out as it is: what is said of each stays apart
             apart = ir.Value(name=name)
-            if state.parameters.get("type") or "shape" in state.parameters:
+            if _says_type(state):
                 self._set_type(apart, id, state)
             else:
                 apart.type, apart.shape = value.type, value.shape
             value.meta["qmoe.output"] = apart
         else:
             apart = value
-            if state.parameters.get("type") or "shape" in state.parameters:
+            if _says_type(state):
                 self._set_type(value, id, state)
         self._decorate(apart, state, "value")
         self._mark(apart.metadata_props, OUTPUT_PREFIX, state, name)
@@ -534,6 +534,11 @@ def _describe_tensor(tensor: Any, about: Mapping[str, Any]) -> None:
     tensor.doc_string = about.get("doc")
     for key, text in (about.get("metadata") or {}).items():
         tensor.metadata_props[str(key)] = str(text)
+
+
+def _says_type(state: NodeState) -> bool:
+    """Whether an output says its type: where its type is unknown here, only in the file's own message."""
+    return bool(state.parameters.get("type") or "shape" in state.parameters or _of_value(state, "value").get("proto"))
 
 
 def _of_value(state: NodeState, port: str) -> Mapping[str, Any]:

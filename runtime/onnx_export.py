@@ -14,7 +14,7 @@ from onnx.numpy_helper import from_array, to_array
 from runtime.attributes import EXACT
 from runtime.compile import DATA_FILE, PREFIX
 from runtime.errors import Finding, GraphError
-from runtime.onnx_types import from_type_proto, to_type_proto
+from runtime.onnx_types import known_type, to_type_proto
 from runtime.types import TensorType, ValueType, parse_type
 
 BULK = 1 << 16
@@ -166,7 +166,7 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
             info.ClearField("type")  # the tensor says it
         if about is not None and name not in listed_names:
             declared = _declared(about)
-            if type_of is None or not _contradict(from_type_proto(declared), type_of(name)):
+            if type_of is None or not _contradict(known_type(declared), type_of(name)):
                 if info is None:
                     info = message.value_info.add(name=name)
                 info.type.CopyFrom(declared)
@@ -307,7 +307,7 @@ def _complete_terminals(message: onnx.GraphProto, type_of: Callable[[str], Value
                 info.type.tensor_type.ClearField("elem_type")
             if info.HasField("type") and _is_complete(info.type):
                 continue
-            known = _told(type_of(info.name), from_type_proto(info.type))
+            known = _told(type_of(info.name), known_type(info.type))
             if isinstance(known, TensorType) and known.element is None:
                 if is_input:
                     remedy = "Set the input's type, such as tensor(float)."

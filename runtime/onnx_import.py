@@ -36,7 +36,7 @@ from runtime.ir_tensors import dense_tensor
 from runtime.node import In, Node, Out
 from runtime.onnx_messages import Source, bad_texts
 from runtime.onnx_names import id_from_name
-from runtime.onnx_types import from_type_proto, to_type_proto
+from runtime.onnx_types import known_type, to_type_proto
 from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from runtime.tensors import Tensor
 from runtime.types import TensorType, ValueType, kind_of, parse_type
@@ -349,7 +349,7 @@ class _Body:
         about.pop("type", None)
         exact = about.pop("proto", None)
         if info.HasField("type"):
-            declared = self._type(info)
+            declared = known_type(info.type)
             if isinstance(declared, TensorType):
                 if declared != TensorType() or not info.type.WhichOneof("value"):
                     parameters["type"] = kind_of(declared)
@@ -367,7 +367,7 @@ class _Body:
         """What the file says of a value; its type only if it is not the known one."""
         about: dict[str, Any] = {}
         if info.HasField("type") and info.type.WhichOneof("value"):
-            declared = self._type(info)
+            declared = known_type(info.type)
             if known is None or declared != known:
                 if _reads_back(declared) and to_type_proto(declared) == info.type:
                     about["type"] = str(declared)
@@ -383,12 +383,6 @@ class _Body:
         if info.name in self.quantization:
             about["quantization"] = self.quantization[info.name]
         return about
-
-    def _type(self, info: onnx.ValueInfoProto) -> ValueType:
-        try:
-            return from_type_proto(info.type)
-        except ValueError as error:
-            self.reader.fail(f"the value {info.name!r} has a type that is unknown here: {error}.")
 
     # -- operators ------------------------------------------------------------------------------------------------
 

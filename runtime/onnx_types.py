@@ -36,6 +36,14 @@ def from_type_proto(proto: onnx.TypeProto) -> ValueType:
             raise ValueError(f"values of the kind {other!r} are unknown here")
 
 
+def known_type(proto: onnx.TypeProto) -> ValueType:
+    """The type that a TypeProto describes as far as it is known here: nothing is known of opaque types."""
+    try:
+        return from_type_proto(proto)
+    except ValueError:
+        return TensorType()
+
+
 def _tensor(proto: onnx.TypeProto.Tensor | onnx.TypeProto.SparseTensor, *, sparse: bool) -> TensorType:
     shape: Shape | None = None
     if proto.HasField("shape"):

@@ -240,6 +240,34 @@ def sparse_tensor() -> onnx.SparseTensorProto:
     )
 
 
+@pytest.mark.parametrize(
+    "type_",
+    [
+        onnx.TypeProto(opaque_type={"domain": "d", "name": "n"}),
+        onnx.TypeProto(sequence_type={"elem_type": {"opaque_type": {"name": "n"}}}),
+        helper.make_tensor_type_proto(99, ["n"]),
+    ],
+    ids=["opaque", "sequence", "element"],
+)
+def test_values_of_types_that_nobody_knows_are_kept(type_: onnx.TypeProto, tmp_path: Path) -> None:
+    infos = {name: helper.make_value_info(name, type_) for name in "xhzy"}
+    body = helper.make_graph([helper.make_node("Odd", ["h"], ["z"], domain="some.body")], "b", [], [infos["z"]])
+    nodes = [
+        helper.make_node("Odd", ["x"], ["h"], domain="some.body"),
+        helper.make_node("Odd", ["h"], ["y"], domain="some.body", body=body),
+    ]
+    imports = [helper.make_opsetid("some.body", 1)]
+    model = model_of(nodes, [infos["x"]], [infos["y"]], imports=imports, value_info=[infos["h"]])
+    written, graph = through(model, tmp_path)
+    assert differences(model, written) == []
+    assert value_info(written.graph) == value_info(model.graph)
+    save(graph, tmp_path / "g.yaml")
+    assert load(tmp_path / "g.yaml") == graph
+    for target in TARGETS:
+        save(graph, tmp_path / "m.onnx", target=target)
+        assert differences(model, onnx.load(tmp_path / "m.onnx")) == []
+
+
 def described_tensor(content: Any) -> TensorProto:
     tensor = numpy_helper.from_array(np.array(content), "its name")
     tensor.doc_string = "its doc"

@@ -22,7 +22,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     form = path.suffix.lower()
     if form not in FORMS:
-        raise FileError(path, f"expected a name that ends with one of {', '.join(FORMS)}.")
+        raise FileError(path, f"expected a name that ends with one of {', '.join(FORMS)}.", code="name")
     if not path.is_file():
         raise FileError(path, "is not there." if not path.exists() else "is no ordinary file.")
     if form == ".safetensors":

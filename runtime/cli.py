@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ import typer
 
 FINDINGS, USAGE, INTERRUPTED = 1, 2, 130
 """Exit codes: something is wrong with what was asked for; the question is wrong; Ctrl-C."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 
 app = typer.Typer(
     name="qmoe",
@@ -30,12 +33,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of 
 
 def main() -> None:
     """The console script: runs a command and turns errors into sentences and exit codes."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - it stays open to the end; None if it was closed
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
     try:
         with _sentences():
-            app(standalone_mode=True)
+            try:
+                app(standalone_mode=True)
+            finally:
+                sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(_interrupted())
     except SystemExit as end:
@@ -58,11 +66,31 @@ def _sentences() -> Iterator[None]:
         yield
     except StudioError as error:
         print(f"qmoe: {error}", file=sys.stderr)
-        sys.exit(FINDINGS)
+        sys.exit(USAGE if _is_usage(error) else FINDINGS)
     except BrokenPipeError:
-        # The reader of our output has gone. Python would complain once more while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _forget_output()
+        print(f"qmoe: the output cannot be written: {error.strerror}.", file=sys.stderr)
+        sys.exit(FINDINGS)
+
+
+def _is_usage(error: Exception) -> bool:
+    """Whether not the graph or a file is wrong, but what was asked for."""
+    from runtime.errors import FileError, GraphError
+
+    if isinstance(error, FileError):
+        return error.code == "name"
+    codes = {finding.code for finding in error.findings} if isinstance(error, GraphError) else set()
+    return bool(codes) and codes <= {"name", "option", "probe", "size", "target"}
+
+
+def _forget_output() -> None:
+    """Nobody reads our output any more, or nothing more fits: Python would complain once more while it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version(wanted: bool) -> None:
@@ -99,7 +127,7 @@ def run(
     size: Annotated[
         list[str] | None, typer.Option("--size", help="dimension=number for generated inputs; may be repeated")
     ] = None,
-    seed: Annotated[int, typer.Option(help="seed of generated inputs")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="seed of generated inputs")] = 0,
     probe: Annotated[
         list[str] | None, typer.Option(metavar="NODE.PORT", help="an output that is wanted too; may be repeated")
     ] = None,
@@ -107,7 +135,7 @@ def run(
     precision: Annotated[
         Literal["exact", "fast"], typer.Option(help="fast: kernels that round activations may be used")
     ] = "exact",
-    threads: Annotated[int | None, typer.Option(min=1, help="threads of one operator")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
     as_is: Annotated[bool, typer.Option("--as-is", help="give ONNX Runtime the graph unchanged")] = False,
     check_numerics: Annotated[
         bool, typer.Option("--check-numerics", help="stop at the first node that makes a NaN or an infinity")

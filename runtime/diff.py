@@ -1,4 +1,4 @@
-"""What differs between two graphs in meaning: not where nodes stand, nor in which order they are listed.
+"""What differs between two graphs in meaning: not where nodes stand, nor in which order operators are listed.
 
 Nodes are matched by id, and those left over by what they are and what feeds them, so that a renamed node is one change.
 A parameter that is not set equals one that is set to its declared default.
@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from runtime import catalog
 from runtime.attributes import Typed
+from runtime.captures import bodies_of
 from runtime.graph import ABSENT, Graph, NodeState, PortRef
 from runtime.node import Node
+from runtime.nodes.terminals import Input, Output
 from runtime.tensors import Tensor
-from runtime.types import ElementType
+from runtime.types import ElementType, TensorType
+
+TERMINALS = ("Input", "Output", "Initializer", "Capture")
 
 
 class ChangeKind(StrEnum):
@@ -37,6 +42,7 @@ class ChangeKind(StrEnum):
     FUNCTION_REMOVED = "function removed"
     INFO = "info"
     EXTRA = "unknown key"
+    ORDER = "order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ def diff(a: Graph, b: Graph) -> list[Change]:
 def _graphs(a: Graph, b: Graph, prefix: str, *, is_subgraph: bool = False) -> Iterator[Change]:
     yield from _entries(a.section("info"), b.section("info"), ChangeKind.INFO, prefix)
     if not is_subgraph:  # a subgraph has the operator sets of the graph around it
-        yield from _entries(a.opsets, b.opsets, ChangeKind.OPSET, prefix + "opset ")
+        yield from _entries(*_opsets(a, b), ChangeKind.OPSET, prefix + "opset ")
     for key in _union(a.section("functions"), b.section("functions")):
         old, new = a.section("functions").get(key), b.section("functions").get(key)
         if isinstance(old, Graph) and isinstance(new, Graph):
@@ -103,12 +109,52 @@ def _graphs(a: Graph, b: Graph, prefix: str, *, is_subgraph: bool = False) -> It
         other = b.nodes[names[id]]
         if other.id != id:
             yield Change(ChangeKind.NODE_RENAMED, prefix + id, old=id, new=other.id)
-        yield from _nodes(state, other, a.node_type(id), b.node_type(other.id), prefix + other.id)
+        types = a.node_type(id), b.node_type(other.id)
+        if state.type == other.type == Output.type_name():
+            state, other = _declared(a, state, other), _declared(b, other, state)
+        yield from _nodes(state, other, *types, prefix + other.id)
+    for kind in (Input.type_name(), Output.type_name()):
+        old = [names[id] for id, state in a.nodes.items() if state.type == kind and id in names]
+        new = [id for id, state in b.nodes.items() if state.type == kind and id in back]
+        if old != new:
+            yield Change(ChangeKind.ORDER, f"{prefix}{kind}s", old=old, new=new)
     for id, state in b.nodes.items():
         if id not in back:
             yield Change(ChangeKind.NODE_ADDED, prefix + id, new=state.type)
     yield from _wires(a, b, names, prefix)
     yield from _entries(a.section("extra"), b.section("extra"), ChangeKind.EXTRA, prefix)
+
+
+def _opsets(a: Graph, b: Graph) -> tuple[dict[str, int], dict[str, int]]:
+    """The versions of both graphs' operator sets; one that is named in one graph only is the newest in the other."""
+    first, second = dict(a.opsets), dict(b.opsets)
+    for domain in _union(first, second):
+        for mine, graph in ((first, a), (second, b)):
+            if domain not in mine and _uses(graph, domain):
+                mine[domain] = catalog.newest_opset(domain)
+    return first, second
+
+
+def _uses(graph: Graph, domain: str) -> bool:
+    """Whether a graph, or one inside it, has nodes of a domain."""
+    return any(
+        (state.type.rpartition(".")[0] == domain and state.type not in TERMINALS)
+        or any(_uses(body, domain) for body in bodies_of(state))
+        for state in graph.nodes.values()
+    )
+
+
+def _declared(graph: Graph, output: NodeState, other: NodeState) -> NodeState:
+    """An output with type and shape as they are inferred, where it does not declare them and the other one does."""
+    if all(key in output.parameters or key not in other.parameters for key in ("type", "shape")):
+        return output
+    source = graph.inputs_of(output.id).get("value")
+    known = graph.checker.type_of(source) if source is not None else None
+    if not isinstance(known, TensorType) or known.element is None or known.shape is None:
+        return output
+    inferred = {"type": f"tensor({known.element})", "shape": list(known.shape)}
+    wanted = {key: value for key, value in inferred.items() if key in other.parameters}
+    return replace(output, parameters=wanted | dict(output.parameters))
 
 
 def _nodes(
@@ -184,6 +230,7 @@ def _same(a: Any, b: Any) -> bool:
     """Whether two values mean the same: NaN equals NaN, 1 is not 1.0, a tuple is a list, graphs without layout."""
     if a is b:
         return True
+    a, b = (value.item() if isinstance(value, np.generic) else value for value in (a, b))
     match a, b:
         case ((list() | tuple()), (list() | tuple())):
             return len(a) == len(b) and all(map(_same, a, b))

@@ -60,10 +60,13 @@ class GraphError(StudioError):
 
 
 class FileError(StudioError):
-    """A file that cannot be read or written. `line` and `column` count from 1; 0 means unknown."""
+    """A file that cannot be read or written. `line` and `column` count from 1; 0 means unknown.
 
-    def __init__(self, path: str | Path, message: str, *, line: int = 0, column: int = 0) -> None:
-        self.path, self.line, self.column, self.message = Path(path), line, column, message
+    `code` is "name" if not the file is at fault but the name that was asked for.
+    """
+
+    def __init__(self, path: str | Path, message: str, *, line: int = 0, column: int = 0, code: str = "") -> None:
+        self.path, self.line, self.column, self.message, self.code = Path(path), line, column, message, code
         place = f"{path}:{line}:{column}" if line else str(path)
         super().__init__(f"{place}: {message}")
 

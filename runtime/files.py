@@ -45,7 +45,7 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[F
         raise FileError(path, f"cannot be written: there is no folder {path.parent}.")
     if form in YAML:
         if target is not None:
-            raise FileError(path, f"a snippet has no target; {target!r} is for .onnx files.")
+            raise FileError(path, f"a snippet has no target; {target!r} is for .onnx files.", code="name")
         from runtime.snippets import save_yaml
 
         save_yaml(graph, path)
@@ -59,5 +59,7 @@ def _form(path: Path) -> str:
     form = path.suffix.lower()
     if form not in YAML + ONNX:
         known = ", ".join(YAML + ONNX)
-        raise FileError(path, f"expected a name that ends with one of {known}" + (f", not {form}." if form else "."))
+        raise FileError(
+            path, f"expected a name that ends with one of {known}" + (f", not {form}." if form else "."), code="name"
+        )
     return form

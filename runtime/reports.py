@@ -58,7 +58,7 @@ def run(
     from runtime.session import Session
 
     if output is not None and output.suffix != ".npz":
-        raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.")
+        raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.", code="name")
     graph = load(file)
     session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
     given = _given(inputs, session)
@@ -213,11 +213,15 @@ def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, i
 def _random(generator: np.random.Generator, element: ElementType, shape: tuple[int, ...], name: str) -> np.ndarray:
     if element is ElementType.STRING:
         raise GraphError.at(name, "", "a tensor of strings cannot be made up.", "Give it: --input.", "input")
-    if element is ElementType.BOOL:
-        return generator.integers(0, 2, shape).astype(bool)
-    if element.is_float or element.dtype.kind == "c":
-        return np.asarray(generator.standard_normal(shape, np.float32)).astype(element.dtype)
-    return generator.integers(0, 2, shape).astype(element.dtype)
+    try:
+        if element.is_float or element.dtype.kind == "c":
+            return np.asarray(generator.standard_normal(shape, np.float32)).astype(element.dtype)
+        return generator.integers(0, 2, shape).astype(bool if element is ElementType.BOOL else element.dtype)
+    except (MemoryError, ValueError) as error:  # ValueError: more elements than an array can have
+        sizes = " x ".join(map(str, shape))
+        raise GraphError.at(
+            name, "", f"{sizes} elements do not fit into memory.", "Choose smaller ones: --size.", "size"
+        ) from error
 
 
 def _description(value: Any) -> dict[str, Any]:

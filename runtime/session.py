@@ -78,6 +78,10 @@ class Session:
         _check_choice("precision", precision, PRECISIONS)
         if threads is not None and not 1 <= threads <= MOST_THREADS:
             raise GraphError(Finding(f"threads must be 1 to {MOST_THREADS}, or None; {threads} came.", code="option"))
+        if as_is and backend != "onnxruntime":
+            raise GraphError(
+                Finding("as_is gives the graph unchanged to ONNX Runtime; numpy is something else.", code="option")
+            )
         self._settings = (backend, providers, threads, precision, as_is)
         self._graph = graph.copy()
         checker = Checker(self._graph)

@@ -24,6 +24,7 @@ from runtime import Graph, Tensor, load, reports, save
 from runtime.cli import main
 
 SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
+ROOT = SNIPPETS.parent
 BLOCK = SNIPPETS / "qwen3_moe_block.yaml"
 DATA = SNIPPETS / "qwen3_moe_block.data.npz"
 COMMANDS = ("run", "check", "info", "convert", "nodes", "diff", "demo")
@@ -185,7 +186,9 @@ def test_a_sequence_is_written_item_by_item(qmoe: Qmoe, tmp_path: Path) -> None:
         ["run", BLOCK, "--backend", "abacus"],
         ["run", BLOCK, "--precision", "vague"],
         ["run", BLOCK, "--threads", "0"],
+        ["run", BLOCK, "--threads", "100000"],
         ["run", BLOCK, "--seed", "x"],
+        ["run", BLOCK, "--seed", "-1"],
         ["run", BLOCK, "--size", "tokens"],
         ["run", BLOCK, "--size", "tokens=-1"],
         ["convert", BLOCK, "x.onnx", "--target", "moon"],
@@ -200,33 +203,37 @@ def test_a_wrong_question_ends_with_2(qmoe: Qmoe, words: list[object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "said", "code"),
     [
-        (["run", "missing.yaml"], "missing.yaml"),
-        (["run", "."], "expected"),
-        (["run", BLOCK, "-i", "missing.npz"], "missing.npz"),
-        (["run", BLOCK, "-i", BLOCK], ".npz"),
-        (["run", BLOCK, "-i", "broken.npz"], "broken.npz"),
-        (["run", BLOCK, "-i", "objects.npz"], "objects.npz"),
-        (["run", BLOCK, "-i", "others.npz"], "x"),
-        (["run", BLOCK, "-i", "wrong.npz"], "x"),
-        (["run", BLOCK, "-i", f"x={DATA}"], "several"),
-        (["run", BLOCK, "--size", "rows=3"], "tokens"),
-        (["run", BLOCK, "--probe", "moe"], "node.port"),
-        (["run", BLOCK, "--probe", "moe.outputs"], "moe.outputs"),
-        (["run", BLOCK, "--output", "out.txt"], ".npz"),
-        (["run", BLOCK, "--output", "no/such/folder/out.npz"], "out.npz"),
-        (["run", "wrong.yaml"], "moe.fc1_experts_weights"),
-        (["info", "missing.onnx"], "missing.onnx"),
-        (["convert", BLOCK, "block.txt"], "block.txt"),
-        (["convert", BLOCK, "block.yaml", "--target", "schema"], "target"),
-        (["convert", "wrong.yaml", "wrong.onnx"], "moe.fc1_experts_weights"),
-        (["diff", BLOCK, "missing.yaml"], "missing.yaml"),
-        (["nodes", "NoSuchNode"], "NoSuchNode"),
-        (["nodes", "--domain", "no.such.domain"], "com.microsoft"),
+        (["run", "missing.yaml"], "missing.yaml", 1),
+        (["run", "."], "expected", 2),
+        (["run", BLOCK, "-i", "missing.npz"], "missing.npz", 1),
+        (["run", BLOCK, "-i", BLOCK], ".npz", 2),
+        (["run", BLOCK, "-i", "broken.npz"], "broken.npz", 1),
+        (["run", BLOCK, "-i", "objects.npz"], "objects.npz", 1),
+        (["run", BLOCK, "-i", "others.npz"], "x", 1),
+        (["run", BLOCK, "-i", "wrong.npz"], "x", 1),
+        (["run", BLOCK, "-i", f"x={DATA}"], "several", 1),
+        (["run", BLOCK, "--size", "rows=3"], "tokens", 2),
+        (["run", BLOCK, "--probe", "moe"], "node.port", 2),
+        (["run", BLOCK, "--probe", "moe.outputs"], "moe.outputs", 2),
+        (["run", BLOCK, "--output", "out.txt"], ".npz", 2),
+        (["run", BLOCK, "--output", "no/such/folder/out.npz"], "out.npz", 1),
+        (["run", "wrong.yaml"], "moe.fc1_experts_weights", 1),
+        (["info", "missing.onnx"], "missing.onnx", 1),
+        (["convert", BLOCK, "block.txt"], "block.txt", 2),
+        (["convert", BLOCK, "block.yaml", "--target", "schema"], "target", 2),
+        (["convert", "wrong.yaml", "wrong.onnx"], "moe.fc1_experts_weights", 1),
+        (["diff", BLOCK, "missing.yaml"], "missing.yaml", 1),
+        (["nodes", "NoSuchNode"], "NoSuchNode", 2),
+        (["nodes", "--domain", "no.such.domain"], "com.microsoft", 2),
+        (["run", BLOCK, "--size", "tokens=99999999999999"], "do not fit into memory", 2),
+        (["run", BLOCK, "--as-is", "--backend", "numpy"], "as_is", 2),
     ],
 )
-def test_what_cannot_be_done_is_said_in_sentences(qmoe: Qmoe, tmp_path: Path, words: list[object], said: str) -> None:
+def test_what_cannot_be_done_is_said_in_sentences(
+    qmoe: Qmoe, tmp_path: Path, words: list[object], said: str, code: int
+) -> None:
     (tmp_path / "broken.npz").write_bytes(DATA.read_bytes()[:900])
     np.savez(tmp_path / "objects.npz", x=np.array([{}], object))
     np.savez(tmp_path / "others.npz", z=np.zeros(3))
@@ -234,7 +241,7 @@ def test_what_cannot_be_done_is_said_in_sentences(qmoe: Qmoe, tmp_path: Path, wo
     save(wrong_graph(), tmp_path / "wrong.yaml")
     files = sorted(tmp_path.iterdir())
     ended = qmoe(*words)
-    assert ended.code == 1
+    assert ended.code == code
     assert said in ended.err and ended.err.startswith("qmoe: ") and "Traceback" not in ended.err
     assert sorted(tmp_path.iterdir()) == files, "a failure leaves no files behind"
 
@@ -400,3 +407,26 @@ def test_completion_in_bash(line: str, offered: str) -> None:
     with start(env=os.environ | asked) as process:
         out, _ = process.communicate(timeout=60)
     assert offered in out.split()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["nodes"], ["check", BLOCK]])
+def test_output_that_does_not_fit_is_told_in_a_sentence(words: list[object]) -> None:
+    program = [sys.executable, "-m", "runtime.cli", *map(str, words)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr == "qmoe: the output cannot be written: No space left on device.\n"
+
+
+def test_a_closed_output_is_no_reason_to_fail() -> None:
+    command = f"{sys.executable} -m runtime.cli check {BLOCK} >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_is_told_in_a_sentence() -> None:
+    command = f"ulimit -f 8; trap '' XFSZ; {sys.executable} -m runtime.cli run {BLOCK}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.startswith("qmoe: ") and "File too large" in done.stderr and "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runtime import load, save
 from runtime.attributes import Typed
 from runtime.diff import ChangeKind, diff
 from runtime.graph import Graph, NodeState, PortRef
@@ -210,3 +212,41 @@ def test_lists_and_tuples_and_nans_are_alike() -> None:
     a.add("my.Op", "n", parameters={"p": (1, math.nan), "q": {"a": []}})
     b.add("my.Op", "n", parameters={"p": [1, float("nan")], "q": {"a": ()}})
     assert diff(a, b) == []
+
+
+def test_what_a_conversion_writes_out_is_no_difference(tmp_path: Path) -> None:
+    graph = Graph("hello")
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["n", 4]})
+    graph.add("Relu", "relu")
+    graph.add("Output", "y")
+    graph.wire("x.value", "relu.X")
+    graph.wire("relu.Y", "y.value")
+    save(graph, tmp_path / "hello.onnx")
+    again = load(tmp_path / "hello.onnx")
+    assert again.opsets and again.nodes["y"].parameters["type"] == "tensor(float)"
+    assert diff(graph, again) == diff(again, graph) == []
+    again.set("y", "shape", ["n", 5])
+    again.set("", "", 17, section="opsets")
+    assert sorted(change.place for change in diff(graph, again)) == ['opset ""', "y.shape"]
+
+
+def test_the_order_of_inputs_is_a_difference() -> None:
+    def of(*names: str) -> Graph:
+        graph = Graph("g")
+        for name in names:
+            graph.add("Input", name)
+        return graph
+
+    (change,) = diff(of("a", "b"), of("b", "a"))
+    assert str(change) == "Inputs: ['a', 'b'] -> ['b', 'a']."
+    assert [str(change) for change in diff(of("a", "b"), of("a"))] == ["b: removed (Input)."]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    def of(value: object) -> Graph:
+        graph = Graph("g")
+        graph.add("LeakyRelu", "node", parameters={"alpha": value})
+        return graph
+
+    assert diff(of(0.5), of(np.float32(0.5))) == []
+    assert len(diff(of(0.5), of(np.float32(0.25)))) == 1

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.errors import FileError
 from runtime.tensors import Tensor
 from runtime.types import ElementType
 
@@ -113,6 +114,11 @@ def weights_folder(size: int) -> Iterator[Path | None]:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="qmoe-") as folder:
-        with open(Path(folder, WEIGHTS_FILE), "wb") as file:
-            file.truncate(size)
+        path = Path(folder, WEIGHTS_FILE)
+        try:
+            with path.open("wb") as file:
+                file.truncate(size)
+        except OSError as error:
+            reason = error.strerror or error
+            raise FileError(path, f"a file of {size:,} bytes, all holes, cannot be made there: {reason}.") from error
         yield Path(folder)

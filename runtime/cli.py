@@ -243,6 +243,127 @@ def diff(
         raise typer.Exit(FINDINGS)
 
 
+LossOption = Annotated[
+    list[str] | None,
+    typer.Option("--loss", metavar="NAME[=WEIGHT]", help="an output that is a loss; may be repeated [default: loss]"),
+]
+OptimizerOption = Annotated[Literal["sgd", "adam", "adamw"], typer.Option(help="how weights follow their gradients")]
+MomentumOption = Annotated[float | None, typer.Option(help="of sgd")]
+NesterovOption = Annotated[bool | None, typer.Option("--nesterov", help="of sgd")]
+DecayOption = Annotated[float | None, typer.Option(help="weight decay")]
+ClipOption = Annotated[float | None, typer.Option(help="most that the norm of all gradients may be")]
+AccumulateOption = Annotated[int, typer.Option(min=1, help="steps over which gradients are averaged")]
+AverageOption = Annotated[float | None, typer.Option(help="decay of a moving average of the weights")]
+
+
+def _losses(texts: list[str] | None) -> list[tuple[str, float]]:
+    return [_pair(text if "=" in text else f"{text}=1", "--loss", float) for text in texts or []]
+
+
+@app.command()
+def train(
+    file: FileArgument,
+    data: Annotated[
+        list[Path], typer.Option("--data", "-d", help="arrays by input name, .npz or .safetensors; may be repeated")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the trained graph here")] = None,
+    loss: LossOption = None,
+    optimizer: OptimizerOption = "adam",
+    rate: Annotated[float, typer.Option(help="learning rate")] = 1e-3,
+    schedule: Annotated[
+        Literal["constant", "linear", "cosine", "step", "exponential"], typer.Option(help="how the rate changes")
+    ] = "constant",
+    warm_up: Annotated[int, typer.Option(min=0, help="steps over which the rate rises")] = 0,
+    rate_end: Annotated[float, typer.Option(help="the rate at the end, of linear and cosine")] = 0.0,
+    rate_steps: Annotated[int, typer.Option(min=0, help="steps that linear and cosine take [default: all]")] = 0,
+    rate_every: Annotated[int, typer.Option(min=1, help="steps between two changes, of step")] = 1000,
+    rate_factor: Annotated[float, typer.Option(help="what the rate is multiplied by, of step and exponential")] = 0.1,
+    momentum: MomentumOption = None,
+    nesterov: NesterovOption = None,
+    weight_decay: DecayOption = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="samples in a step")] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the order of samples")] = 0,
+    validation: Annotated[float, typer.Option(help="share of the samples that is held back, from their end")] = 0.0,
+    patience: Annotated[int, typer.Option(min=0, help="stop after so many epochs that were no better; 0: never")] = 0,
+    clip: ClipOption = None,
+    accumulate: AccumulateOption = 1,
+    average: AverageOption = None,
+    folder: Annotated[Path | None, typer.Option(help="keep checkpoints and the log here")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --folder")] = False,
+    curve: Annotated[Path | None, typer.Option(help="draw the losses into this .png")] = None,
+    backend: Annotated[Literal["onnxruntime", "numpy"], typer.Option(help="what runs the graph")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a graph's trainable weights on arrays of samples."""
+    from runtime.training import commands
+
+    commands.train(
+        file,
+        data=data,
+        losses=_losses(loss),
+        optimizer=commands.optimizer_of(
+            optimizer, {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        ),
+        schedule={
+            "rate": rate,
+            "kind": schedule,
+            "warm_up": warm_up,
+            "end": rate_end,
+            "steps": rate_steps,
+            "every": rate_every,
+            "factor": rate_factor,
+        },
+        settings={
+            "epochs": epochs,
+            "batch_size": batch,
+            "seed": seed,
+            "validation": validation,
+            "patience": patience,
+            "clip_norm": clip,
+            "accumulate": accumulate,
+            "average": average,
+        },
+        folder=folder,
+        resume=resume,
+        output=output,
+        curve=curve,
+        backend=backend,
+        threads=threads,
+        as_json=as_json,
+    )
+
+
+@app.command("export-training")
+def export_training(
+    file: FileArgument,
+    destination: Annotated[Path, typer.Argument(metavar="STEP", help="the .onnx file to write")],
+    loss: LossOption = None,
+    optimizer: OptimizerOption = "adam",
+    momentum: MomentumOption = None,
+    nesterov: NesterovOption = None,
+    weight_decay: DecayOption = None,
+    clip: ClipOption = None,
+    accumulate: AccumulateOption = 1,
+    average: AverageOption = None,
+) -> None:
+    """Write a graph's training step as a file that a plain ONNX Runtime trains with."""
+    from runtime.training import commands
+
+    commands.export(
+        file,
+        destination,
+        losses=_losses(loss),
+        optimizer=commands.optimizer_of(
+            optimizer, {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        ),
+        clip_norm=clip,
+        accumulate=accumulate,
+        average=average,
+    )
+
+
 @app.command()
 def demo() -> None:
     """Run the block that comes along on both backends, beside torch."""

@@ -19,15 +19,19 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import helper
+from PIL import Image
 
 from runtime import Graph, Tensor, load, reports, save
 from runtime.cli import main
+from runtime.diff import diff
+from tests.test_training import DATA as TRAINING_DATA
+from tests.test_training import classifier
 
 SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
 ROOT = SNIPPETS.parent
 BLOCK = SNIPPETS / "qwen3_moe_block.yaml"
 DATA = SNIPPETS / "qwen3_moe_block.data.npz"
-COMMANDS = ("run", "check", "info", "convert", "nodes", "diff", "demo")
+COMMANDS = ("run", "check", "info", "convert", "nodes", "diff", "train", "export-training", "demo")
 
 
 class Ended(NamedTuple):
@@ -430,3 +434,50 @@ def test_a_full_disk_is_told_in_a_sentence() -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
     assert done.stderr.startswith("qmoe: ") and "File too large" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_training_writes_graph_curve_and_folder(qmoe: Qmoe, tmp_path: Path) -> None:
+    save(classifier(), tmp_path / "c.yaml")
+    np.savez(tmp_path / "c.npz", **TRAINING_DATA)
+    words = ["train", "c.yaml", "--data", "c.npz", "--rate", "0.01", "--validation", "0.2", "--threads", "1"]
+    whole = qmoe(*words, "--epochs", "4", "--json", "--output", "whole.yaml", "--curve", "curve.png")
+    history = json.loads(whole.out)["history"]
+    assert whole.code == 0 and len(history) == 4 and history[3]["loss"] < history[0]["loss"]
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.size == (900, 520) and len(picture.convert("RGB").getcolors(1 << 20)) > 10
+    assert qmoe(*words, "--epochs", "2", "--folder", "run").out.count("epoch ") == 2
+    again = qmoe(*words, "--epochs", "4", "--folder", "run", "--resume", "--output", "resumed.yaml")
+    assert "goes on after epoch 2" in again.out and again.code == 0
+    assert diff(load(tmp_path / "whole.yaml"), load(tmp_path / "resumed.yaml")) == []
+
+
+def test_export_of_a_training_step(qmoe: Qmoe, tmp_path: Path) -> None:
+    save(classifier(), tmp_path / "c.yaml")
+    ended = qmoe(
+        "export-training", "c.yaml", "step.onnx", "--optimizer", "sgd", "--momentum", "0.9", "--loss", "loss=2"
+    )
+    assert ended.code == 0 and "carried tensors" in ended.out
+    inputs = [value.name for value in onnx.load(tmp_path / "step.onnx").graph.input]
+    assert inputs[:3] == ["x", "y", "w1"] and "velocity.w1" in inputs and "learning_rate" in inputs
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "code"),
+    [
+        (["train", "c.yaml", "--data", "missing.npz"], "missing.npz", 1),
+        (["train", "c.yaml", "--data", "c.npz", "--momentum", "0.9"], "adam has no momentum", 2),
+        (["train", "c.yaml", "--data", "c.npz", "--loss", "lost"], "no such output", 1),
+        (["train", "c.yaml", "--data", "c.npz", "--validation", "1.5"], "validation", 2),
+        (["train", "c.yaml", "--data", "c.npz", "--resume"], "folder", 2),
+        (["train", BLOCK, "--data", "c.npz"], "no trainable weight", 1),
+        (["export-training", "c.yaml", "step.yaml"], "written as .onnx", 2),
+    ],
+)
+def test_training_that_cannot_be_is_told_in_sentences(
+    qmoe: Qmoe, tmp_path: Path, words: list[object], said: str, code: int
+) -> None:
+    save(classifier(), tmp_path / "c.yaml")
+    np.savez(tmp_path / "c.npz", **TRAINING_DATA)
+    ended = qmoe(*words)
+    assert ended.code == code
+    assert said in ended.err and "Traceback" not in ended.err

@@ -90,7 +90,7 @@ def test_arrows_run_one_way(package: str, forbidden: set[str]) -> None:
 def test_the_base_install_asks_for_everything_that_is_imported() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     required = {re.split(r"[<>=;\[ ]", text)[0].lower().replace("-", "_") for text in project["dependencies"]}
-    required = {{"pyyaml": "yaml", "protobuf": "google"}.get(name, name) for name in required}
+    required = {{"pyyaml": "yaml", "protobuf": "google", "pillow": "PIL"}.get(name, name) for name in required}
     at_home = {"qmoe_node", "runtime", *sys.stdlib_module_names}
     used = {
         name

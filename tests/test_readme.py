@@ -63,7 +63,7 @@ def test_every_option_has_its_line_on_the_page_of_the_command_line() -> None:
     from runtime.cli import app
 
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    sections = dict(re.findall(r"^## `qmoe (\w+)[^`]*`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    sections = dict(re.findall(r"^## `qmoe ([\w-]+)[^`]*`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert set(sections) == set(commands)
     for name, command in commands.items():

@@ -1,0 +1,174 @@
+"""What `qmoe train` and `qmoe export-training` do."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.arrays import read_arrays
+from runtime.errors import FileError, Finding, GraphError
+from runtime.files import load, save
+from runtime.graph import Graph
+from runtime.reports import console, errors
+from runtime.training.curve import save_curve
+from runtime.training.export import save_step
+from runtime.training.optimizers import OPTIMIZERS, Optimizer
+from runtime.training.schedules import Schedule
+from runtime.training.step import TOTAL, trainable_weights, training_step
+from runtime.training.trainer import Progress, Settings, Trainer
+
+
+def optimizer_of(name: str, options: Mapping[str, Any]) -> Optimizer:
+    """The optimizer of that name; options of None are its defaults. GraphError for one that it does not have."""
+    cls = OPTIMIZERS[name]
+    given = {key: value for key, value in options.items() if value is not None}
+    unknown = [key for key in given if key not in cls.__dataclass_fields__]
+    if unknown:
+        raise GraphError(Finding(f"{name} has no {unknown[0].replace('_', '-')}.", code="option"))
+    return cls(**given)
+
+
+def losses_of(graph: Graph, given: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """The losses and their weights: those given, else the output called loss, else the only output."""
+    if given:
+        return dict(given)
+    outputs = [str(s.parameters.get("name") or id) for id, s in graph.nodes.items() if s.type == "Output"]
+    if "loss" in outputs or len(outputs) == 1:
+        return {"loss" if "loss" in outputs else outputs[0]: 1.0}
+    there = ", ".join(outputs) or "none"
+    raise GraphError(
+        Finding("Which output is the loss?", remedy=f"Say it: --loss NAME. Outputs: {there}.", code="option")
+    )
+
+
+def train(
+    file: Path,
+    *,
+    data: Sequence[Path],
+    losses: Sequence[tuple[str, float]],
+    optimizer: Optimizer,
+    schedule: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    folder: Path | None,
+    resume: bool,
+    output: Path | None,
+    curve: Path | None,
+    backend: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Trains a graph, prints a line for every epoch, and writes the trained graph."""
+    graph = load(file)
+    arrays: dict[str, np.ndarray] = {}
+    for path in data:
+        arrays |= read_arrays(path)
+    if "" in arrays:
+        raise FileError(data[0], "is one array without a name; put the inputs into an .npz.", code="name")
+    chosen = Settings(losses=losses_of(graph, losses), optimizer=optimizer, **settings)
+    samples = min((len(array) for array in arrays.values() if array.ndim), default=0)
+    training = samples - round(samples * chosen.validation)
+    steps = schedule.get("steps") or max(1, chosen.epochs * -(-training // chosen.batch_size) - schedule["warm_up"])
+    chosen = Settings(**{**_fields(chosen), "schedule": Schedule(**{**schedule, "steps": steps})})
+    trainer = Trainer(graph, arrays, chosen, folder=folder, resume=resume, backend=backend, threads=threads)
+    if not as_json:
+        weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
+        console.print(f"{graph.name or file.stem}: {weights:,} trainable weights, {training:,} samples", markup=False)
+        if resume:
+            console.print(f"goes on after epoch {trainer.epoch}")
+    trained = _run(trainer, as_json)
+    names = [name for entry in trainer.history[:1] for name in entry if name != "learning_rate"]
+    if output is not None:
+        save(trained, output)
+    if curve is not None:
+        shown = [name for name in names if TOTAL in name] if len(chosen.losses) > 1 else list(chosen.losses)
+        save_curve(
+            curve, trainer.history, [*shown, *(f"validation {name}" for name in shown if f"validation {name}" in names)]
+        )
+    if as_json:
+        print(json.dumps({"file": str(file), "epochs": trainer.epoch, "history": trainer.history}, indent=2))
+        return
+    for written in (output, curve):
+        if written is not None:
+            console.print(f"Written to {written}.", markup=False)
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+def _run(trainer: Trainer, quiet: bool) -> Graph:
+    """The training in a thread of its own, so that Ctrl-C is heard while native code works; a line for every epoch."""
+    cancel = threading.Event()
+    shown = trainer.epoch
+
+    def tell() -> None:
+        nonlocal shown
+        for entry in trainer.history[shown:]:
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in entry.items())
+            shown += 1
+            if not quiet:
+                console.print(f"epoch {shown:>3}  {numbers}", markup=False)
+
+    def run(report: Any) -> Graph:
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(trainer.run, report, cancel)
+            try:
+                graph = running.result()
+            except KeyboardInterrupt:
+                cancel.set()
+                raise
+            tell()
+            return graph
+
+    if not errors.is_terminal:
+        return run(lambda progress: tell())
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("training")
+
+        def show(progress: Progress) -> None:
+            tell()
+            text = f"epoch {progress.epoch + 1}  loss {progress.losses[TOTAL]:.4g}  rate {progress.rate:.3g}"
+            bar.update(task, completed=progress.step, total=progress.steps, description=text)
+
+        return run(show)
+
+
+def export(
+    file: Path,
+    destination: Path,
+    *,
+    losses: Sequence[tuple[str, float]],
+    optimizer: Optimizer,
+    clip_norm: float | None,
+    accumulate: int,
+    average: float | None,
+) -> None:
+    """Writes a graph's training step as an ONNX file and says how it is used."""
+    if destination.suffix.lower() != ".onnx":
+        raise FileError(destination, "a training step is written as .onnx.", code="name")
+    graph = load(file)
+    step = training_step(
+        graph,
+        losses_of(graph, losses),
+        optimizer,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+        average=average,
+    )
+    save_step(step, destination)
+    size = destination.stat().st_size
+    console.print(f"{file} -> {destination} ({size:,} bytes)", markup=False, soft_wrap=True)
+    console.print(
+        f"  in: {', '.join(step.batch)}, learning_rate, and {len(step.carried)} carried tensors", markup=False
+    )
+    console.print(f"  out: {', '.join(step.losses)}, total_loss, gradient_norm, and what is carried, as next.NAME")

@@ -289,6 +289,7 @@ class _Body:
                 value.metadata_props[PREFIX + "training_type"] = str(training_type)
             if state.extra.get("sparse"):
                 value.meta["qmoe.sparse"] = True
+                value.meta["qmoe.sparse_indices"] = state.extra.get("sparse_indices")
         else:
             self._set_type(value, id, state)
         self._decorate(value, state, "value")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.numpy_helper import to_array
+from onnx.numpy_helper import from_array, to_array
 from onnx_ir._core import TensorBase
 
 from runtime.tensors import Tensor
@@ -93,14 +94,46 @@ def dense_tensor(proto: onnx.SparseTensorProto) -> Tensor:
             f"a sparse tensor of shape {list(shape)} with {values.size} values takes {size * values.itemsize} bytes "
             f"when it is written out; at most {most} were expected"
         )
-    if indices.ndim == 2:
-        if indices.shape != (values.size, len(shape)):
-            raise ValueError(f"a sparse tensor of {values.size} values has indices of shape {list(indices.shape)}")
+    positions = _positions(indices, shape)
+    if positions.size != values.size:
+        raise ValueError(f"a sparse tensor of {values.size} values has indices of shape {list(indices.shape)}")
+    dense = np.zeros(size, values.dtype)
+    dense[positions] = values
+    return Tensor.from_array(dense.reshape(shape))
+
+
+def _positions(indices: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Where the elements that a sparse tensor lists lie among all of them, rows first. ValueError if they lie outside.
+
+    ONNX has two forms: these positions themselves, or a row of one index per dimension for each element.
+    """
+    if indices.ndim == 2 and indices.shape[1] == len(shape):
         if (indices < 0).any() or (indices >= np.array(shape)).any():
             raise ValueError("a sparse tensor's index lies outside its shape")
-        indices = np.ravel_multi_index(tuple(indices.T), shape)
-    if indices.shape != values.shape or (indices < 0).any() or (indices >= size).any():
-        raise ValueError("a sparse tensor's indices do not fit its values and shape")
-    dense = np.zeros(size, values.dtype)
-    dense[indices] = values
-    return Tensor.from_array(dense.reshape(shape))
+        return np.asarray(np.ravel_multi_index(tuple(indices.T), shape))
+    if indices.ndim != 1 or (indices < 0).any() or (indices >= math.prod(shape)).any():
+        raise ValueError(f"a sparse tensor's indices do not fit its shape {list(shape)}")
+    return indices
+
+
+def usual_indices(array: np.ndarray) -> Tensor:
+    """The indices that a sparse tensor gets if nobody says others: the positions of all that is not zero."""
+    return Tensor.from_array(np.flatnonzero(array).astype(np.int64))
+
+
+def sparse_tensor(proto: onnx.TensorProto, indices: Tensor | None = None) -> onnx.SparseTensorProto:
+    """A tensor as a list of its elements: the usual ones, or those that `indices` name if no other is left out.
+
+    The inverse of `dense_tensor`. The tensor's name, doc and metadata are those of its values.
+    """
+    array = to_array(proto)
+    listed = written = usual_indices(array).array()
+    if indices is not None:
+        with suppress(ValueError):  # the tensor may be another one by now
+            positions = _positions(indices.array(), array.shape)
+            if np.isin(listed, positions).all():
+                listed, written = positions, indices.array()
+    values = from_array(array.reshape(-1)[listed], proto.name)
+    values.doc_string = proto.doc_string
+    values.metadata_props.extend(proto.metadata_props)
+    return onnx.SparseTensorProto(values=values, indices=from_array(written), dims=array.shape)

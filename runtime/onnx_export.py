@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.numpy_helper import from_array, to_array
 
 from runtime.attributes import EXACT
 from runtime.compile import DATA_FILE, PREFIX
 from runtime.errors import Finding, GraphError
+from runtime.ir_tensors import sparse_tensor
 from runtime.onnx_types import known_type, to_type_proto
+from runtime.tensors import Tensor
 from runtime.types import TensorType, ValueType, parse_type
 
 BULK = 1 << 16
@@ -174,7 +174,6 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
         info = message.value_info[position]
         if not (info.HasField("type") or info.doc_string or info.metadata_props):
             del message.value_info[position]
-    sparse = [name for name, value in graph.initializers.items() if value.meta.get("qmoe.sparse")]
     for position in reversed(range(len(message.initializer))):
         tensor = message.initializer[position]
         value = graph.initializers[tensor.name]
@@ -183,8 +182,8 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
             tensor.doc_string = str(about["tensor_doc"])
         for key, text in (about.get("tensor_metadata") or {}).items():
             tensor.metadata_props.add(key=key, value=text)
-        if tensor.name in sparse:
-            message.sparse_initializer.insert(0, _sparse(tensor))
+        if value.meta.get("qmoe.sparse"):
+            message.sparse_initializer.insert(0, _sparse(tensor, value.meta.get("qmoe.sparse_indices") or {}))
             del message.initializer[position]
     for data in graph.meta.get("qmoe.unused_value_info") or ():
         message.value_info.append(onnx.ValueInfoProto.FromString(data))
@@ -289,14 +288,15 @@ def _contradict(declared: ValueType, known: ValueType) -> bool:
     return any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in pairs)
 
 
-def _sparse(tensor: onnx.TensorProto) -> onnx.SparseTensorProto:
-    """A tensor as the list of its elements that are not zero."""
-    array = to_array(tensor)
-    flat = array.reshape(-1)
-    indices = np.flatnonzero(flat)
-    values = from_array(flat[indices], tensor.name)
-    values.doc_string = tensor.doc_string
-    return onnx.SparseTensorProto(values=values, indices=from_array(indices.astype(np.int64)), dims=array.shape)
+def _sparse(tensor: onnx.TensorProto, about: Mapping[str, Any]) -> onnx.SparseTensorProto:
+    """A tensor in sparse form; `about` is what a file said of its indices, and these where they are not as usual."""
+    indices = about.get("indices")
+    sparse = sparse_tensor(tensor, indices if isinstance(indices, Tensor) else None)
+    sparse.indices.name = str(about.get("name") or "")
+    sparse.indices.doc_string = str(about.get("doc") or "")
+    for key, text in (about.get("metadata") or {}).items():
+        sparse.indices.metadata_props.add(key=str(key), value=str(text))
+    return sparse
 
 
 def _complete_terminals(message: onnx.GraphProto, type_of: Callable[[str], ValueType]) -> None:

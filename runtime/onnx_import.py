@@ -32,7 +32,7 @@ from runtime.compile import (
 )
 from runtime.errors import GraphError
 from runtime.graph import ID_PATTERN, Graph, NodeState, PortRef
-from runtime.ir_tensors import dense_tensor
+from runtime.ir_tensors import dense_tensor, usual_indices
 from runtime.node import In, Node, Out
 from runtime.onnx_messages import Source, bad_texts
 from runtime.onnx_names import id_from_name
@@ -258,15 +258,19 @@ class _Body:
     # -- terminals ------------------------------------------------------------------------------------------------
 
     def _read_inputs_and_initializers(self) -> None:
-        tensors: dict[str, tuple[onnx.TensorProto, bool, Tensor]] = {}
+        tensors: dict[str, tuple[onnx.TensorProto, Mapping[str, Any], Tensor]] = {}
         for proto in self.proto.initializer:
-            self._add_initializer(tensors, proto, False, self.reader.tensor(proto))
+            self._add_initializer(tensors, proto, {}, self.reader.tensor(proto))
         for sparse in self.proto.sparse_initializer:
             try:
                 tensor = dense_tensor(sparse)
             except (ValueError, TypeError) as error:
                 self.reader.fail(f"the tensor {sparse.values.name!r} cannot be read: {error}.")
-            self._add_initializer(tensors, sparse.values, True, tensor)
+            said, indices = _said_of_tensor(sparse.indices), self.reader.tensor(sparse.indices)
+            if indices != usual_indices(tensor.array()):
+                said["indices"] = indices
+            extra = {"sparse": True} | ({"sparse_indices": said} if said else {})
+            self._add_initializer(tensors, sparse.values, extra, tensor)
         overridden = set()
         for info in self.proto.input:
             if info.name in tensors:
@@ -282,19 +286,25 @@ class _Body:
 
     def _add_initializer(
         self,
-        tensors: dict[str, tuple[onnx.TensorProto, bool, Tensor]],
+        tensors: dict[str, tuple[onnx.TensorProto, Mapping[str, Any], Tensor]],
         proto: onnx.TensorProto,
-        sparse: bool,
+        extra: Mapping[str, Any],
         tensor: Tensor,
     ) -> None:
         if not proto.name:
             self.reader.fail("an initializer has no name.")
         if proto.name in tensors:
             self.reader.fail(f"two initializers are called {proto.name!r}.")
-        tensors[proto.name] = proto, sparse, tensor
+        tensors[proto.name] = proto, extra, tensor
 
     def _initializer(
-        self, info: onnx.ValueInfoProto, proto: onnx.TensorProto, sparse: bool, tensor: Tensor, *, overridable: bool
+        self,
+        info: onnx.ValueInfoProto,
+        proto: onnx.TensorProto,
+        extra: Mapping[str, Any],
+        tensor: Tensor,
+        *,
+        overridable: bool,
     ) -> None:
         about = self._about(info, tensor.type)
         if proto.doc_string:
@@ -310,7 +320,7 @@ class _Body:
             parameters["training_type"] = training_type
         if overridable:
             parameters["overridable"] = True
-        self._terminal("Initializer", info, parameters, about, {"sparse": True} if sparse else {})
+        self._terminal("Initializer", info, parameters, about, extra)
 
     def _terminal(
         self,

@@ -125,7 +125,7 @@ def _tensor(tensor: onnx.TensorProto, folder: Path) -> Any:
 
 
 def _sparse(tensor: onnx.SparseTensorProto, folder: Path) -> Any:
-    return tuple(tensor.dims), _tensor(tensor.values, folder), to_array(tensor.indices).tolist()
+    return tuple(tensor.dims), _tensor(tensor.values, folder), _tensor(tensor.indices, folder)
 
 
 def _info(info: onnx.ValueInfoProto) -> Any:

@@ -268,6 +268,33 @@ def test_values_of_types_that_nobody_knows_are_kept(type_: onnx.TypeProto, tmp_p
         assert differences(model, onnx.load(tmp_path / "m.onnx")) == []
 
 
+@pytest.mark.parametrize(
+    ("indices", "values"),
+    [([3, 5], [1, 2]), ([5, 3], [1, 2]), ([[0, 3], [1, 1]], [1, 2]), ([1, 3, 5], [-0.0, 0, 2])],
+    ids=["as usual", "in another order", "by dimension", "with zeros"],
+)
+def test_sparse_initializers_keep_their_form(indices: Any, values: Any, tmp_path: Path) -> None:
+    sparse = onnx.SparseTensorProto(
+        values=numpy_helper.from_array(np.array(values, np.float32), "s"),
+        indices=numpy_helper.from_array(np.array(indices, np.int64), "its indices"),
+        dims=[2, 4],
+    )
+    for part in (sparse.values, sparse.indices):
+        part.doc_string = "said"
+        part.metadata_props.add(key="a", value="b")
+    node = helper.make_node("Add", ["x", "s"], ["y"])
+    model = model_of([node], [value("x")], [value("y", None)], sparse_initializer=[sparse])
+    written, graph = through(model, tmp_path)
+    assert differences(model, written) == []
+    save(graph, tmp_path / "g.yaml")
+    assert load(tmp_path / "g.yaml") == graph
+    graph.set("s", "tensor", Tensor.from_array(np.arange(4, dtype=np.float32)))
+    save(graph, tmp_path / "m.onnx", target="schema")
+    (changed,) = onnx.load(tmp_path / "m.onnx").graph.sparse_initializer
+    assert (changed.dims, numpy_helper.to_array(changed.indices).tolist()) == ([4], [1, 2, 3])
+    assert numpy_helper.to_array(changed.values).tolist() == [1, 2, 3]
+
+
 def described_tensor(content: Any) -> TensorProto:
     tensor = numpy_helper.from_array(np.array(content), "its name")
     tensor.doc_string = "its doc"

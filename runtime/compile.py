@@ -260,7 +260,7 @@ class _Body:
             name=self._source.name or DEFAULT_NAME,
             metadata_props={str(key): str(value) for key, value in metadata.items()},
         )
-        for key in ("unused_value_info", "unused_quantization"):
+        for key in ("unused_value_info", "unused_quantization", "repeated_outputs"):
             self.graph.meta[PREFIX + key] = self._source.section("extra").get(key)
         return self
 

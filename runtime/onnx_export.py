@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -73,6 +73,7 @@ def parts_of(model: ir.Model, type_of: Callable[[str], ValueType]) -> Parts:
     for function, body in zip(model.functions.values(), message.functions, strict=True):
         _restore_function(function, body)
     _complete_terminals(message.graph, type_of)
+    _repeat_outputs(message.graph, model.graph.meta.get("qmoe.repeated_outputs") or ())
     for key in ("training_info", "configuration"):
         for data in model.meta.get(PREFIX + key) or ():
             getattr(message, key).add().ParseFromString(data)
@@ -190,6 +191,19 @@ def _restore_graph(graph: ir.Graph, message: onnx.GraphProto, type_of: Callable[
     for data in graph.meta.get("qmoe.unused_quantization") or ():
         message.quantization_annotation.append(onnx.TensorAnnotation.FromString(data))
     _restore_nodes(graph, message.node)
+
+
+def _repeat_outputs(message: onnx.GraphProto, repeated: Iterable[tuple[int, bytes]]) -> None:
+    """Lists outputs again that a file had listed more than once, if the graph still has them."""
+    outputs = {info.name: info for info in message.output}
+    for position, data in repeated:
+        info = onnx.ValueInfoProto.FromString(data)
+        output = outputs.get(info.name)
+        if output is None:
+            continue
+        if _contradict(known_type(info.type), known_type(output.type)):
+            info.type.CopyFrom(output.type)
+        message.output.insert(position, info)
 
 
 def _remove_values_of_functions(message: onnx.ModelProto) -> None:

@@ -4,7 +4,9 @@ Read straight from the protobuf messages, so that nothing is dropped on the way.
 "metadata", "overload", "device_configurations" of a node; "values", what the file says of each output by port (its
 "type", "doc", "metadata", "quantization"); "attributes" with the names of our own parameters; "attribute_docs", and
 "attribute_tensors", the names, docs and metadata of tensors in attributes (a function's `info` holds both for its
-defaults). Of a graph's: messages that only exporters and trainers read, as bytes.
+defaults); "sparse", and "sparse_indices" where their name or order tells more. Of a graph's: messages that only
+exporters and trainers read, and what is said of values that it does not have, as bytes; "repeated_outputs", each with
+its position.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from runtime.graph import ID_PATTERN, Graph, NodeState, PortRef
 from runtime.ir_tensors import dense_tensor, usual_indices
 from runtime.node import In, Node, Out
 from runtime.onnx_messages import Source, bad_texts
-from runtime.onnx_names import id_from_name
+from runtime.onnx_names import free_name, id_from_name
 from runtime.onnx_types import known_type, to_type_proto
 from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT
 from runtime.tensors import Tensor
@@ -157,10 +159,10 @@ class _Reader(Source):
             info[f"{prefix}doc"] = proto.doc_string
         if proto.metadata_props:
             info[f"{prefix}metadata"] = _metadata(proto.metadata_props)
-        body = _Body(self, proto, around, is_function)
+        body = _Body(self, proto, around, is_main=bool(prefix), is_function=is_function)
         nodes, wires = body.read()
         extra = dict(sections.get("extra", {}))
-        extra |= body.unused
+        extra |= body.extra
         try:
             return Graph.build(
                 nodes,
@@ -174,16 +176,20 @@ class _Reader(Source):
 class _Body:
     """One graph on its way into a document."""
 
-    def __init__(self, reader: _Reader, proto: onnx.GraphProto, around: Sequence[_Scope], is_function: bool) -> None:
-        self.reader, self.proto, self.around, self.is_function = reader, proto, around, is_function
+    def __init__(
+        self, reader: _Reader, proto: onnx.GraphProto, around: Sequence[_Scope], *, is_main: bool, is_function: bool
+    ) -> None:
+        self.reader, self.proto, self.around = reader, proto, around
+        self.is_main, self.is_function = is_main, is_function
         self.scope = _Scope(frozenset(_names(proto)))
         self.value_info = {info.name: info for info in proto.value_info}
         self.quantization = {
             annotation.tensor_name: {entry.key: entry.value for entry in annotation.quant_parameter_tensor_names}
             for annotation in proto.quantization_annotation
         }
-        self.unused: dict[str, list[bytes]] = {}
-        """Messages about values that the graph does not have, as entries of its `extra`."""
+        self.extra: dict[str, list[Any]] = {}
+        """What the graph has no place for: messages about values that it does not have, outputs that it lists again."""
+        self.given_out: set[str] = set()
         self.ids = _Ids()
         self.sources: dict[str, PortRef] = {}
         self.terminals: list[NodeState] = []
@@ -211,9 +217,10 @@ class _Body:
         states = [
             self._node(id, node, node_type) for id, node, node_type in zip(ids, self.proto.node, types, strict=True)
         ]
-        outputs = [self._output(info) for info in self.proto.output]
+        output_infos = self._outputs()
+        outputs = [self._output(info) for info in output_infos]
         wired = {source for source, _ in self.wires}
-        given_out = Counter(info.name for info in self.proto.output)
+        given_out = Counter(info.name for info in output_infos)
         states = [
             self._with_names(state, node, node_type, list(output_ports), wired, given_out)
             for state, node, node_type, (_, output_ports) in zip(states, self.proto.node, types, ports, strict=True)
@@ -224,7 +231,7 @@ class _Body:
         unused_quantization = [entry for entry in annotations if entry.tensor_name not in produced]
         for key, unused in (("unused_value_info", unused_info), ("unused_quantization", unused_quantization)):
             if unused:
-                self.unused[key] = [message.SerializeToString(deterministic=True) for message in unused]
+                self.extra[key] = [message.SerializeToString(deterministic=True) for message in unused]
         return [*self.terminals, *self.captures.values(), *states, *outputs], self.wires
 
     def _reserve_ids(self) -> None:
@@ -337,11 +344,28 @@ class _Body:
         self.terminals.append(NodeState(id, type, {**own_name, **parameters}, layout, kept))
         self._define(info.name, PortRef(id, "value"))
 
+    def _outputs(self) -> list[onnx.ValueInfoProto]:
+        """The outputs; of a whole model's, whose names its users know, each name once."""
+        outputs: dict[str, onnx.ValueInfoProto] = {}
+        repeated: list[Any] = []
+        for position, info in enumerate(self.proto.output):
+            if info.name in outputs:
+                repeated.append([position, info.SerializeToString(deterministic=True)])
+            else:
+                outputs[info.name] = info
+        if not repeated or not self.is_main:
+            return list(self.proto.output)
+        self.extra["repeated_outputs"] = repeated
+        return list(outputs.values())
+
     def _output(self, info: onnx.ValueInfoProto) -> NodeState:
+        # The outputs of subgraphs and functions are known by their places: those of one name get names of their own.
+        name = free_name(info.name, self.scope.names, self.given_out) if info.name in self.given_out else info.name
+        self.given_out.add(name)
         id = self.ids.take(info.name, _own(info.metadata_props, OUTPUT_PREFIX), "output")
         parameters, about = self._declared(info)
         layout = _own_layout(_metadata(info.metadata_props), OUTPUT_PREFIX)
-        own_name = {"name": info.name} if info.name != id else {}
+        own_name = {"name": name} if name != id else {}
         self.wires.append((self._source(info.name, None), PortRef(id, "value")))
         return NodeState(
             id, "Output", {**own_name, **parameters}, layout, {"values": {"value": about}} if about else {}

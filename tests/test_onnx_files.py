@@ -295,6 +295,51 @@ def test_sparse_initializers_keep_their_form(indices: Any, values: Any, tmp_path
     assert numpy_helper.to_array(changed.values).tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_outputs_that_are_listed_again_are_listed_again(target: str, tmp_path: Path) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["z"])]
+    again = value("y")
+    again.doc_string = "again"
+    model = model_of(nodes, [value("x")], [value("y"), value("z"), again, value("y")])
+    written, graph = through(model, tmp_path)
+    assert differences(model, written) == []
+    save(graph, tmp_path / "g.yaml")
+    assert load(tmp_path / "g.yaml") == graph
+    save(graph, tmp_path / "m.onnx", target=target)
+    assert [info.name for info in onnx.load(tmp_path / "m.onnx").graph.output] == ["y", "z", "y", "y"]
+    feeds = {"x": np.array([[-1, 2, -3, 4]], np.float32)}
+    np.testing.assert_array_equal(outputs_of(model, feeds), outputs_of(str(tmp_path / "m.onnx"), feeds))
+    graph.set("y", "name", "other")
+    graph.set("relu_0", "specified_outputs_name", ["other"])
+    save(graph, tmp_path / "m.onnx", target=target)
+    assert [info.name for info in onnx.load(tmp_path / "m.onnx").graph.output] == ["other", "z"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_outputs_that_a_function_or_subgraph_lists_again_keep_their_places(target: str, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """
+        <ir_version: 10, opset_import: ["" : 17, "local" : 1]>
+        agraph (float[N] x, bool c) => (float[N] a, float[N] b, float[N] d, float[N] e)
+        {
+            a, b = If (c) <
+                then_branch = t () => (float[N] y, float[N] y) { y = Relu (x) },
+                else_branch = e () => (float[N] z, float[N] w) { z = Neg (x) w = Exp (x) }
+            >
+            d, e = local.twice (x)
+        }
+        <domain: "local", opset_import: ["" : 17]>
+        twice (a) => (b, b) { b = Add (a, a) }
+        """
+    )
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    graph = load(tmp_path / "m.onnx")
+    save(graph, tmp_path / "result.onnx", target=target)
+    x = np.array([-1, 2], np.float32)
+    results = outputs_of(str(tmp_path / "result.onnx"), {"x": x, "c": np.array(True)})
+    np.testing.assert_array_equal(results, [[0, 2], [0, 2], [-2, 4], [-2, 4]])
+
+
 def described_tensor(content: Any) -> TensorProto:
     tensor = numpy_helper.from_array(np.array(content), "its name")
     tensor.doc_string = "its doc"

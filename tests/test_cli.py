@@ -469,7 +469,7 @@ def test_export_of_a_training_step(qmoe: Qmoe, tmp_path: Path) -> None:
         (["train", "c.yaml", "--data", "c.npz", "--loss", "lost"], "no such output", 1),
         (["train", "c.yaml", "--data", "c.npz", "--validation", "1.5"], "validation", 2),
         (["train", "c.yaml", "--data", "c.npz", "--resume"], "folder", 2),
-        (["train", BLOCK, "--data", "c.npz"], "no trainable weight", 1),
+        (["train", BLOCK, "--data", "c.npz"], "A loss is one number", 1),
         (["export-training", "c.yaml", "step.yaml"], "written as .onnx", 2),
     ],
 )

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ def train(
     chosen = Settings(losses=losses_of(graph, losses), optimizer=optimizer, **settings)
     samples = min((len(array) for array in arrays.values() if array.ndim), default=0)
     training = samples - round(samples * chosen.validation)
-    steps = schedule.get("steps") or max(1, chosen.epochs * -(-training // chosen.batch_size) - schedule["warm_up"])
-    chosen = Settings(**{**_fields(chosen), "schedule": Schedule(**{**schedule, "steps": steps})})
+    plan = dict(schedule)
+    if plan["kind"] in ("linear", "cosine") and not plan["steps"]:
+        plan["steps"] = max(1, chosen.epochs * -(-training // chosen.batch_size) - plan["warm_up"])
+    chosen = replace(chosen, schedule=Schedule(**plan))
     trainer = Trainer(graph, arrays, chosen, folder=folder, resume=resume, backend=backend, threads=threads)
     if not as_json:
         weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
@@ -96,10 +99,6 @@ def train(
     for written in (output, curve):
         if written is not None:
             console.print(f"Written to {written}.", markup=False)
-
-
-def _fields(settings: Settings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
 def _run(trainer: Trainer, quiet: bool) -> Graph:

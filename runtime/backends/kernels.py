@@ -197,6 +197,80 @@ def _log_softmax(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ..
     return ((shifted - np.log(np.exp(shifted).sum(axis=axis, keepdims=True))).astype(x.dtype),)
 
 
+def _normalized(x: np.ndarray, axes: tuple[int, ...], epsilon: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(x - mean) / sqrt(variance + epsilon), the mean, and the reciprocal of the root; float32 or wider."""
+    wide = x.astype(np.result_type(x.dtype if x.dtype.kind == "f" else np.float32, np.float32))
+    mean = wide.mean(axis=axes, keepdims=True)
+    inverse = 1 / np.sqrt(np.square(wide - mean).mean(axis=axes, keepdims=True) + wide.dtype.type(epsilon))
+    return (wide - mean) * inverse, mean, inverse
+
+
+def _layer_normalization(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """LayerNormalization in the precision of its input, float32 at least; `onnx.reference` takes no doubles."""
+    x, scale, bias = [*inputs, None][:3]
+    axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
+    normal, mean, inverse = _normalized(x, axes, attributes.get("epsilon", 1e-5))
+    y = normal.astype(x.dtype) * scale
+    return y if bias is None else y + bias, mean.astype(np.float32), inverse.astype(np.float32)
+
+
+def _mean_variance_normalization(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """MeanVarianceNormalization in the precision of its input, float32 at least."""
+    (x,) = inputs
+    axes = tuple(attributes.get("axes", (0, 2, 3)))
+    wide = x.astype(np.result_type(x.dtype if x.dtype.kind == "f" else np.float32, np.float32))
+    mean = wide.mean(axis=axes, keepdims=True)
+    deviation = np.sqrt((wide * wide).mean(axis=axes, keepdims=True) - mean * mean)
+    return (((wide - mean) / (deviation + 1e-9)).astype(x.dtype),)
+
+
+def _max_pool(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """MaxPool with the places of the largest elements; those of `onnx.reference` are wrong beyond one channel."""
+    (x,) = inputs
+    rank = x.ndim - 2
+    kernel = attributes["kernel_shape"]
+    strides = attributes.get("strides") or [1] * rank
+    dilations = attributes.get("dilations") or [1] * rank
+    mode, ceil = attributes.get("auto_pad", "NOTSET"), attributes.get("ceil_mode", 0)
+    pads = list(attributes.get("pads") or [0] * 2 * rank) if mode == "NOTSET" else [0] * 2 * rank
+    counts = []
+    for i, size in enumerate(x.shape[2:]):
+        extent = dilations[i] * (kernel[i] - 1) + 1
+        if mode.startswith("SAME"):
+            counts.append(-(-size // strides[i]))
+            total = max(0, (counts[i] - 1) * strides[i] + extent - size)
+            pads[i] = total // 2 if mode == "SAME_UPPER" else total - total // 2
+            pads[rank + i] = total - pads[i]
+            continue
+        room = size + pads[i] + pads[rank + i] - extent
+        count = (-(-room // strides[i]) if ceil else room // strides[i]) + 1
+        if ceil and (count - 1) * strides[i] >= size + pads[i]:
+            count -= 1  # a window that would begin in the padding at the end
+        counts.append(count)
+    lowest = -np.inf if x.dtype.kind == "f" or x.dtype.isbuiltin != 1 else np.iinfo(x.dtype).min
+    y = np.full((*x.shape[:2], *counts), lowest, x.dtype)
+    places = np.zeros(y.shape, np.int64)
+    flat = np.arange(x.size).reshape(x.shape)
+    if attributes.get("storage_order", 0):
+        order = np.arange(int(np.prod(x.shape[2:]))).reshape(x.shape[2:], order="F")
+        flat = flat - flat % order.size + order
+    for offset in np.ndindex(*kernel):
+        # The output's elements whose window has an element of the input, and not of the padding, at this offset.
+        inside, taken = [], []
+        for i, size in enumerate(x.shape[2:]):
+            positions = np.arange(counts[i]) * strides[i] + offset[i] * dilations[i] - pads[i]
+            valid = np.flatnonzero((positions >= 0) & (positions < size))
+            inside.append(valid)
+            taken.append(positions[valid])
+        here: Any = (slice(None), slice(None), *np.ix_(*inside))
+        there: Any = (slice(None), slice(None), *np.ix_(*taken))
+        better = x[there] > y[here]
+        better |= np.isnan(x[there]) if x.dtype.kind == "f" else False
+        y[here] = np.where(better, x[there], y[here])
+        places[here] = np.where(better, flat[there], places[here])
+    return y, places
+
+
 def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """Pad, which also cuts off where pads are negative."""
     x, pads, value, axes = [*inputs, None, None, None][:4]
@@ -219,7 +293,10 @@ PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
     "GatherElements": _gather_elements,
     "Gelu": _gelu,
     "Identity": _identity,
+    "LayerNormalization": _layer_normalization,
     "LogSoftmax": _log_softmax,
+    "MaxPool": _max_pool,
+    "MeanVarianceNormalization": _mean_variance_normalization,
     "Optional": _optional,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,

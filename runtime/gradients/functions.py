@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import onnx.defs
 import onnx_ir as ir
-from onnx_ir import serde
+from onnx import numpy_helper
 
 from runtime.gradients.expressions import Expr
 from runtime.node import Node
@@ -19,33 +20,48 @@ if TYPE_CHECKING:
     from runtime.gradients.walk import Call
 
 
-def written(call: Call, node_type: type[Node]) -> Sequence[Expr] | None:
-    """The outputs of a node whose schema has a function body; None if it has none."""
+def written(call: Call, node_type: type[Node]) -> Sequence[Expr | None] | None:
+    """The outputs of a node whose schema has a function body; None if it has none, or one with subgraphs."""
     if not onnx.defs.has(node_type.operator, call.version, node_type.domain):
         return None
     schema = onnx.defs.get_schema(node_type.operator, call.version, node_type.domain)
     body = _body(call, schema)
-    if body is None:
+    if body is None or any(a.type in (a.GRAPH, a.GRAPHS) for node in body.node for a in node.attribute):
         return None
-    function = serde.deserialize_function(body)
-    formals = list(function.inputs)
-    values: dict[ir.Value, Expr | None] = dict(zip(formals, call.x, strict=False))
-    values |= dict.fromkeys(formals[len(call.x) :])
+    values: dict[str, Expr | None] = {
+        "": None,
+        **dict.fromkeys(body.input),
+        **dict(zip(body.input, call.x, strict=False)),
+    }
     defaults = {name: _default(item) for name, item in schema.attributes.items()}
-    for node in function:
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
-            return None
+    for node in body.node:
         attributes: dict[str, Any] = {}
-        for name, attribute in node.attributes.items():
-            reference = attribute.ref_attr_name
-            attributes[name] = call.get(reference, defaults.get(reference)) if reference else attribute.value
-        inputs = [None if value is None else values[value] for value in node.inputs]
-        results = call.op.apply(node.op_type, *inputs, domain=node.domain, outputs=len(node.outputs), **attributes)
-        values.update(zip(node.outputs, results if len(node.outputs) > 1 else (results,), strict=True))
-    return [value for output in function.outputs if (value := values[output]) is not None]
+        for item in node.attribute:
+            reference = item.ref_attr_name
+            attributes[item.name] = call.get(reference, defaults.get(reference)) if reference else _plain(item)
+        if node.op_type == "Constant":
+            ((kind, value),) = ((name, value) for name, value in attributes.items() if value is not None)
+            values[node.output[0]] = call.op.constant(_constant(kind, value))
+            continue
+        inputs = [values[name] for name in node.input]
+        results = call.op.apply(node.op_type, *inputs, domain=node.domain, outputs=len(node.output), **attributes)
+        values.update(zip(node.output, results if len(node.output) > 1 else (results,), strict=True))
+    return [values.get(name) for name in body.output]
+
+
+def _constant(kind: str, value: Any) -> Any:
+    """A Constant's attribute as an array."""
+    element = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+    return np.asarray(value, element.get(kind))
+
+
+def _plain(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return numpy_helper.to_array(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    return list(value) if hasattr(value, "__len__") else value
 
 
 def _body(call: Call, schema: Any) -> onnx.FunctionProto | None:
@@ -67,4 +83,4 @@ def _body(call: Call, schema: Any) -> onnx.FunctionProto | None:
 
 def _default(attribute: onnx.defs.OpSchema.Attribute) -> Any:
     proto = attribute.default_value
-    return onnx.helper.get_attribute_value(proto) if proto.type else None
+    return _plain(proto) if proto.type else None

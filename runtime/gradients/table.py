@@ -13,8 +13,10 @@ from runtime.gradients import (
     control,
     elementwise,
     mixtures,
+    neural,
     products,
     quantized,
+    recurrent,
     reductions,
     shaping,
 )
@@ -23,9 +25,16 @@ from runtime.gradients.walk import Call, Rule
 
 Form: TypeAlias = "Callable[[Call], Sequence[Expr | None] | Expr]"
 
+EXACT = (products, reductions, shaping, contrib, neural)
+"""Modules whose rules give gradients in the shapes of the inputs."""
+
 RULES: Mapping[str, tuple[Rule, bool]] = {
     **{name: (rule, True) for name, rule in elementwise.RULES.items()},
-    **{name: (rule, False) for table in (products, reductions, shaping, contrib) for name, rule in table.RULES.items()},
+    **{
+        name: (rule, False)
+        for table in (products, reductions, shaping, contrib, neural)
+        for name, rule in table.RULES.items()
+    },
 }
 """By operator: its rule, and whether the gradients are those of inputs that were broadcast to the output's shape."""
 
@@ -33,7 +42,9 @@ FORMS: Mapping[str, Form] = {
     **contrib.FORMS,
     **contrib_attention.FORMS,
     **mixtures.FORMS,
+    **neural.FORMS,
     **quantized.FORMS,
+    **recurrent.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""
 

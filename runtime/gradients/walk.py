@@ -326,7 +326,7 @@ def _repeated(given: Shape, own: Shape) -> list[int] | None:
     return axes
 
 
-def function_body(call: Call) -> Sequence[Expr] | None:
+def function_body(call: Call) -> Sequence[Expr | None] | None:
     """The node's outputs, computed by the simpler operators that its schema or its model's function defines."""
     from runtime.gradients.functions import written
 

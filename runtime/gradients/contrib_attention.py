@@ -171,9 +171,10 @@ def padding(n: Call, mask: Expr | None, like: Expr, length: Expr) -> Expr | None
     end = op.Reshape(op.Slice(mask, [0], batch), [-1, 1, 1, 1])
     visible = column < end
     given, sequences = (mask.shape or (None,))[0], (like.shape or (None,))[0]
-    if not (isinstance(given, int) and isinstance(sequences, int) and given in (sequences, 2 * sequences)):
+    twice = isinstance(sequences, int) and given == 2 * sequences
+    if not twice and (given is None or given != sequences):
         raise n.error("a mask with one dimension must be known to have the size of the batch, or twice that.")
-    if given != sequences:
+    if twice:
         start = op.Reshape(op.Slice(mask, batch, batch + batch), [-1, 1, 1, 1])
         visible = op.And(visible, column >= start)
     return hidden(visible, like, value)

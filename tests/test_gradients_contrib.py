@@ -753,3 +753,26 @@ def test_what_has_no_gradient_says_so(
     with pytest.raises(GraphError, match=f"the gradient of com.microsoft.{operator}.*{message}") as caught:
         written(graph_of(f"com.microsoft.{operator}", inputs, attributes, opset=21))
     assert caught.value.findings[0].node == "node"
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "outputs"),
+    [
+        ("SkipLayerNormalization", NORMALIZATIONS[0][1], {"epsilon": 1e-3}, 4),
+        ("FastGelu", {"X": numbers(2, 4), "bias": numbers(4)}, {}, 1),
+        ("GroupQueryAttention", grouped_query(**tables(9, 8)), {"num_heads": 4, "kv_num_heads": 2, "do_rotary": 1}, 1),
+        ("MoE", experts("silu", 0, False, True), {"activation_type": "silu", "k": 2}, 1),
+    ],
+)
+def test_half_precision(operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs: int) -> None:
+    found = []
+    for dtype in (np.float32, np.float16):
+        given = {name: value.astype(dtype) if value.dtype == np.float64 else value for name, value in inputs.items()}
+        session = Session(
+            graph_of(f"com.microsoft.{operator}", given, attributes, opset=21, outputs=outputs), "onnxruntime"
+        )
+        results = session.forward(given)
+        found.append(session.backward({name: np.ones(value.shape) for name, value in results.items()}))
+    for name, gradient in found[0].items():
+        assert found[1][name].dtype == np.float16
+        assert_close(found[1][name].astype(np.float64), gradient, 2e-2)

@@ -190,28 +190,35 @@ def layer_norm(x: Expr, scale: Expr, bias: Expr | None, epsilon: float) -> tuple
     return optional_sum(normal, bias), middle, factor
 
 
+def at_least_float(x: Expr) -> Expr:
+    """The value in no less than 32 bits: so are means and factors given out."""
+    return x.cast(ElementType.FLOAT) if x.element in (ElementType.FLOAT16, ElementType.BFLOAT16) else x
+
+
 def _skip_layer_norm(n: Call) -> list[Expr]:
     x = optional_sum(n.a, n.b, argument(n, 4))
-    return [*layer_norm(x, n.c, argument(n, 3), n.get("epsilon", 1e-12)), x]
+    normal, middle, factor = layer_norm(x, n.c, argument(n, 3), n.get("epsilon", 1e-12))
+    return [normal, at_least_float(middle), at_least_float(factor), x]
 
 
 def _skip_rms_norm(n: Call) -> list[Expr | None]:
     x = optional_sum(n.a, n.b, argument(n, 3))
     normal, factor = rms_norm(x, n.c, n.get("epsilon", 1e-12))
-    return [normal, None, factor, x]
+    return [normal, None, at_least_float(factor), x]
 
 
 def _simplified_layer_norm(n: Call) -> list[Expr]:
     """The root mean square over all dimensions from `axis` on."""
     axis = n.get("axis", -1) % n.a.rank
     if axis == n.a.rank - 1:
-        return list(rms_norm(n.a, n.b, n.get("epsilon", 1e-5)))
+        normal, factor = rms_norm(n.a, n.b, n.get("epsilon", 1e-5))
+        return [normal, at_least_float(factor)]
     lead = n.op.Slice(n.op.Shape(n.a), [0], [axis])
     flat = n.op.Reshape(n.a, n.op.Concat(lead, [-1], axis=0))
     normal, factor = rms_norm(flat, None, n.get("epsilon", 1e-5))
     for _ in range(n.a.rank - axis - 1):
         factor = n.op.Unsqueeze(factor, [-1])
-    return [reshaped_like(normal, n.a) * n.b, factor]
+    return [reshaped_like(normal, n.a) * n.b, at_least_float(factor)]
 
 
 def _gated_rms_norm(n: Call) -> Expr:
@@ -282,7 +289,8 @@ def _skip_group_norm(n: Call) -> list[Expr]:
 
 
 def _linear_attention_gate(n: Call) -> list[Expr | None]:
-    return [n.c * n.op.Softplus(n.a + n.b), sigmoid(n[3]) if n.has(3) else None]
+    decay = n.c * n.op.Softplus(n.a.cast(n.b.element) + n.b)
+    return [decay.cast(n.a.element), sigmoid(n[3]) if n.has(3) else None]
 
 
 def _expand_dims(n: Call) -> Expr:

@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Gradients, Rule, sum_to
+from runtime.types import ElementType
 
 
 def integer(number: int) -> np.ndarray:
@@ -33,8 +34,11 @@ def add_at(n: Call, operator: str, zeros: Expr, indices: Expr, updates: Expr, **
             f"it adds up in {operator}, for which the graph's operator set version {n.op.opset} is too old.",
             "Raise it to 16 or more.",
         )
+    element = zeros.element
+    if element in (ElementType.FLOAT16, ElementType.BFLOAT16):  # sums of 16 bits lose too much, and have no kernel
+        zeros, updates = zeros.cast(ElementType.FLOAT), updates.cast(ElementType.FLOAT)
     result: Expr = n.op.apply(operator, zeros, indices, updates, reduction="add", **attributes)
-    return result
+    return result.cast(element)
 
 
 def from_where_they_came(n: Call, select: Callable[[Expr], Expr], repeats: bool = False) -> Expr:

@@ -261,7 +261,7 @@ PRODUCTS: list[Case] = [
         {
             "A": RNG.integers(0, 256, (3, 4), np.uint8),
             "B": RNG.integers(-128, 128, (4, 5), np.int8),
-            "a_scale": positive(1),
+            "a_scale": 0.01 * positive(1),
             "b_scale": positive(5),
             "a_zero_point": np.array([120], np.uint8),
             "b_zero_point": RNG.integers(-9, 9, 5, np.int8),
@@ -668,7 +668,7 @@ def test_attention_of_packed_inputs(shape: tuple[int, ...]) -> None:
 
 
 def whole_attention(**others: np.ndarray) -> dict[str, np.ndarray]:
-    return {"input": numbers(2, 3, 5), "weights": numbers(5, 24), "bias": numbers(24), **others}
+    return {"input": numbers(2, 3, 8), "weights": numbers(8, 24), "bias": numbers(24), **others}
 
 
 ATTENTION: list[tuple[dict[str, np.ndarray], dict[str, Any], int]] = [
@@ -678,7 +678,7 @@ ATTENTION: list[tuple[dict[str, np.ndarray], dict[str, Any], int]] = [
     (whole_attention(mask_index=np.array([2, 3], np.int32)), {}, 1),
     (whole_attention(mask_index=np.array([2, 3, 1, 0], np.int32)), {}, 1),
     (whole_attention(past=numbers(2, 2, 2, 2, 4)), {"unidirectional": 1}, 2),
-    (whole_attention(weights=numbers(5, 20), bias=numbers(20)), {"qkv_hidden_sizes": [8, 8, 4]}, 1),
+    (whole_attention(weights=numbers(8, 20), bias=numbers(20)), {"qkv_hidden_sizes": [8, 8, 4]}, 1),
 ]
 
 

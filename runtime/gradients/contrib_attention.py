@@ -247,10 +247,9 @@ def _attention(n: Call) -> list[Expr | None]:
     if n.get("unidirectional", 0):
         biases.append(hidden(causal(q, past, length), q))
     out, _, _ = attend(q, k, v, n.get("scale") or None, biases)
-    present = None
-    if len(n.y) > 1 and n.g[1] is not None:
-        present = op.Concat(op.Unsqueeze(k, [0]), op.Unsqueeze(v, [0]), axis=0)
-    return [merged(out), present]
+    if sizes and sizes[1] != sizes[2]:  # keys and values do not fit into one tensor
+        return [merged(out)]
+    return [merged(out), op.Concat(op.Unsqueeze(k, [0]), op.Unsqueeze(v, [0]), axis=0)]
 
 
 def _grouped_query(n: Call) -> list[Expr | None]:

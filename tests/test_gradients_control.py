@@ -280,3 +280,35 @@ scaled <factor> (a, b) => (c) {
 def test_calls_of_functions() -> None:
     inputs = {"x": numbers(2, 3), "w": numbers(3), "which": np.array(True)}
     agree(model(FUNCTION, SCALED), inputs)
+
+
+OWN_TENSORS = """
+g (double[2,3] x, bool which) => (double[2,3] y) {
+    y = If (which) <
+        then_branch = t () => (double[2,3] a)
+            <double[3] scale = {1.5, -2, 0.5}> { p = Mul(x, scale)  a = Sin(p) },
+        else_branch = e () => (double[2,3] b)
+            <int64 trips = {2}> {
+            b = Loop (trips, , x) <
+                body = n (int64 j, bool c, double[2,3] h) => (bool d, double[2,3] k)
+                    <double[1] factor = {0.7}> { d = Identity(c)  m = Mul(h, factor)  k = Tanh(m) }
+            >
+        }
+    >
+}"""
+
+
+@pytest.mark.parametrize("which", [True, False])
+def test_subgraphs_with_tensors_of_their_own(which: bool) -> None:
+    agree(model(OWN_TENSORS), {"x": numbers(2, 3), "which": np.array(which)})
+
+
+def test_values_that_one_branch_alone_changes() -> None:
+    """A branch may give out what it found outside; its gradient then passes."""
+    text = IF.replace("r = Tanh(v)  b = Mul(h, r)", "b = Identity(x)")
+    session = Session(model(text), "numpy")
+    inputs = {"x": numbers(2, 3), "w": numbers(3), "v": numbers(3), "which": np.array(False)}
+    session.forward(inputs)
+    given = numbers(2, 3)
+    gradients = session.backward({"y": given})
+    assert np.array_equal(gradients["x"], given) and not np.any(gradients["w"])

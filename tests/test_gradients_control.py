@@ -12,7 +12,7 @@ from runtime import Graph, GraphError, Session
 from runtime.backends.numpy import subgraphs
 from runtime.check import Checker
 from runtime.compile import compile_graph
-from runtime.gradients import control, differentiate
+from runtime.gradients import control, differentiate, table
 from runtime.onnx_import import import_model
 from tests.gradient_checks import compare
 
@@ -312,3 +312,12 @@ def test_values_that_one_branch_alone_changes() -> None:
     given = numbers(2, 3)
     gradients = session.backward({"y": given})
     assert np.array_equal(gradients["x"], given) and not np.any(gradients["w"])
+
+
+def test_an_operator_without_a_gradient_inside_is_named_with_the_path_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "RULES", {name: rule for name, rule in table.RULES.items() if name != "Tanh"})
+    with pytest.raises(GraphError) as caught:
+        _backward(model(NESTED), {"x": numbers(2, 3), "w": numbers(3), "v": numbers(3), "which": np.array(False)})
+    message = caught.value.findings[0].message
+    assert "Tanh, a part of Loop, has no gradient" in message
+    assert "y <- loop_0 <- " in message and "gradient/" not in message

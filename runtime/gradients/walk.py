@@ -18,7 +18,7 @@ from runtime import catalog
 from runtime.backends.control import attribute_values, document_node, operator_name
 from runtime.backends.numpy import read_by
 from runtime.compile import PREFIX
-from runtime.errors import GraphError
+from runtime.errors import Finding, GraphError
 from runtime.gradients.expressions import Expr, Formulas
 from runtime.tape import OWNER
 from runtime.types import Shape
@@ -111,6 +111,14 @@ def pull_back(
     return _Walk(op, nodes, gradients, wanted).run()
 
 
+class _NoRule(GraphError):
+    """There is no gradient for an operator."""
+
+    def __init__(self, finding: Finding, operator: str) -> None:
+        super().__init__(finding)
+        self.operator = operator
+
+
 class _Walk:
     def __init__(
         self, op: Formulas, nodes: Sequence[ir.Node], gradients: Mapping[ir.Value, Expr], wanted: Collection[ir.Value]
@@ -136,16 +144,19 @@ class _Walk:
         tape.owner = node.metadata_props.get(OWNER, tape.owner)
         call = self._call(node)
         start = len(tape.nodes)
-        if name in WITH_SUBGRAPHS:
-            found = WITH_SUBGRAPHS[name](call, self.live)
-        elif name in RULES:
-            found = self._by_rule(call, RULES[name])
-        elif name in FORMS:
-            found = by_form(call, FORMS[name](call), self.live)
-        elif (body := function_body(call)) is not None:
-            found = by_form(call, body, self.live)
-        else:
-            raise self._no_rule(node)
+        try:
+            if name in WITH_SUBGRAPHS:
+                found = WITH_SUBGRAPHS[name](call, self.live)
+            elif name in RULES:
+                found = self._by_rule(call, RULES[name])
+            elif name in FORMS:
+                found = by_form(call, FORMS[name](call), self.live)
+            elif (body := function_body(call)) is not None:
+                found = by_form(call, body, self.live)
+            else:
+                raise self._no_rule(node, name)
+        except _NoRule as error:  # of a node that stands for a part of this one: the path is that of this one
+            raise self._no_rule(node, error.operator) from error
         self._check_kept(node, tape.nodes[start:])
         coefficient = json.loads(node.metadata_props.get(PREFIX + "lda coeff", "1"))
         for value, gradient in found.items():
@@ -197,16 +208,17 @@ class _Walk:
                     "training",
                 )
 
-    def _no_rule(self, node: ir.Node) -> GraphError:
+    def _no_rule(self, node: ir.Node, operator: str) -> _NoRule:
         path = self._path_forward(node) + [document_node(node)] + self._path_back(node)
         chain = " <- ".join(dict.fromkeys(path))
-        return GraphError.at(
+        inside = "" if operator == operator_name(node) else f", a part of {operator_name(node)},"
+        finding = Finding(
+            f"{operator}{inside} has no gradient, and one is needed on the way {chain}.",
             document_node(node),
-            "",
-            f"{operator_name(node)} has no gradient, and one is needed on the way {chain}.",
-            "Freeze the weights that are behind it, or put an operator with a gradient in its place.",
-            "no-gradient",
+            remedy="Freeze the weights that are behind it, or put an operator with a gradient in its place.",
+            code="no-gradient",
         )
+        return _NoRule(finding, operator)
 
     def _path_forward(self, node: ir.Node) -> list[str]:
         """Document nodes from the outputs that were started from to the one after `node`."""

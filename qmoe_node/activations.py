@@ -88,12 +88,63 @@ def geglu(gate: np.ndarray, linear: np.ndarray) -> np.ndarray:
     return np.asarray(gelu(gate) * linear)
 
 
+def relu_slope(x: np.ndarray) -> np.ndarray:
+    """1 above 0, else 0; NaN has none, as `relu` makes it 0."""
+    return (x > 0).astype(x.dtype)
+
+
+def relu2_slope(x: np.ndarray) -> np.ndarray:
+    """2 max(0, x); NaN stays."""
+    return np.asarray(2 * np.maximum(x, 0))
+
+
+def gelu_slope(x: np.ndarray) -> np.ndarray:
+    """s + x s (1 - s) v', where gelu(x) = x s, s = sigmoid(v) and v = 2 sqrt(2/pi) (x + 0.044715 x^3)."""
+    share = sigmoid(2 * SQRT_2_OVER_PI * (x + GELU_CUBIC * x * x * x))
+    curvature = share * (1 - share)
+    bend = x * curvature * (2 * SQRT_2_OVER_PI * (1 + 3 * GELU_CUBIC * x * x))
+    return np.asarray(share + np.where(curvature == 0, curvature, bend))  # x^2 may be infinite there
+
+
+def silu_slope(x: np.ndarray) -> np.ndarray:
+    """s + x s (1 - s), where s = sigmoid(x)."""
+    return _swish_slope(x, 1.0)
+
+
+def identity_slope(x: np.ndarray) -> np.ndarray:
+    """1."""
+    return np.ones_like(x)
+
+
+def _swish_slope(x: np.ndarray, alpha: float) -> np.ndarray:
+    """s + alpha x s (1 - s), where s = sigmoid(alpha x): the slope of x sigmoid(alpha x)."""
+    share = sigmoid(alpha * x)
+    return np.asarray(share * (1 + alpha * x * (1 - share)))
+
+
+SLOPES: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": relu_slope,
+    "gelu": gelu_slope,
+    "silu": silu_slope,
+    "identity": identity_slope,
+    "relu2": relu2_slope,
+}
+"""The derivatives of the activations in `TABLE`."""
+
+
 def split(fused: np.ndarray, swiglu_fusion: int) -> tuple[np.ndarray, np.ndarray]:
     """Gate and linear part of fc1's output [..., 2 I]: alternating (fusion 1) or one after the other (fusion 2)."""
     if swiglu_fusion == 1:
         return fused[..., 0::2], fused[..., 1::2]
     half = fused.shape[-1] // 2
     return fused[..., :half], fused[..., half:]
+
+
+def join(gate: np.ndarray, linear: np.ndarray, swiglu_fusion: int) -> np.ndarray:
+    """The inverse of `split`: [..., 2 I]."""
+    if swiglu_fusion == 1:
+        return np.stack([gate, linear], axis=-1).reshape(*gate.shape[:-1], -1)
+    return np.concatenate([gate, linear], axis=-1)
 
 
 def activate(settings: Settings, first: np.ndarray, third: np.ndarray | None) -> np.ndarray:
@@ -117,3 +168,43 @@ def activate(settings: Settings, first: np.ndarray, third: np.ndarray | None) ->
             limit=settings.swiglu_limit,
             limit_after_activation=settings.swiglu_limit_after_activation,
         )
+
+
+def swiglu_gradient(
+    gate: np.ndarray, linear: np.ndarray, upstream: np.ndarray, settings: Settings
+) -> tuple[np.ndarray, np.ndarray]:
+    """The gradients of swiglu's gate and linear part; none of what is beyond a clamp."""
+    alpha, limit = settings.activation_alpha, settings.swiglu_limit
+    clamped = not np.isnan(limit) and limit != np.inf
+    inner = np.minimum(gate, limit) if clamped and not settings.swiglu_limit_after_activation else gate
+    activated = inner * sigmoid(alpha * inner)
+    slope = _swish_slope(inner, alpha)
+    factor = linear
+    if clamped:
+        factor = np.clip(linear, -limit, limit)
+        slope[(activated if settings.swiglu_limit_after_activation else gate) > limit] = 0
+        if settings.swiglu_limit_after_activation:
+            activated = np.minimum(activated, limit)
+    linear_gradient = upstream * activated
+    if clamped:
+        linear_gradient[np.abs(linear) > limit] = 0
+    return upstream * (factor + settings.activation_beta) * slope, linear_gradient
+
+
+def activate_gradient(
+    settings: Settings, first: np.ndarray, third: np.ndarray | None, upstream: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gradients of fc1's output [t, fusion * I] and of fc3's [t, I], from that of `activate`'s result [t, I]."""
+    name = settings.activation_type
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        if name not in GATED:
+            slope = SLOPES[name](first)
+            if third is None:
+                return upstream * slope, None
+            return upstream * third * slope, upstream * TABLE[name](first)
+        gate, linear = (first, third) if third is not None else split(first, settings.swiglu_fusion)
+        if name == "geglu":
+            parts = upstream * linear * gelu_slope(gate), upstream * gelu(gate)
+        else:
+            parts = swiglu_gradient(gate, linear, upstream, settings)
+        return parts if third is not None else (join(*parts, settings.swiglu_fusion), None)

@@ -7,15 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from qmoe_node.activations import activate
-from qmoe_node.layer import Layer, Projection
-from qmoe_node.packing import (
-    codes_of,
-    dequantize,
-    dequantize_float4,
-    dequantize_float8,
-    unpack,
-    zero_points,
-)
+from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
+from qmoe_node.packing import E2M1, codes_of, dequantize, scale, scale_squares, unpack, zero_points
 from qmoe_node.routing import Routing, route
 
 TILE_ELEMENTS = 1 << 20
@@ -92,35 +85,46 @@ def expert_weights(
     `start` is a multiple of `TILE_ROWS`, and so is `stop` unless it is the last row.
     """
     stop = projection.rows if stop is None else stop
+    values = expert_values(projection, inputs, expert, start, stop)
+    return scale_values(projection, inputs, expert, values, start)
+
+
+def expert_values(projection: Projection, inputs: Arrays, expert: int, start: int, stop: int) -> np.ndarray:
+    """The same before scaling: codes less zero points, or the numbers that 4 and 8 bit floats stand for."""
     packed = inputs[projection.port("experts_weights")][expert]
-    scales = inputs.get(projection.port("scales"))
     if projection.layout == "float8":
-        global_scale = np.float32(1) if scales is not None else inputs[projection.port("global_scale")][expert]
-        squares = None if scales is None else scales[expert]
-        return dequantize_float8(packed[start:stop], squares, global_scale, projection.block_size, start)
-    assert scales is not None
-    scales = scales[expert, start:stop].reshape(stop - start, projection.blocks)
-    if projection.layout in ("float4", "columns"):
-        if projection.layout == "columns":
-            by_column = packed.reshape(projection.columns, -1)[:, start // 2 : stop // 2]
-            codes = unpack(by_column, 4, stop - start).T
-        else:
-            codes = unpack(packed.reshape(projection.rows, -1)[start:stop], 4, projection.columns)
-        global_scales = inputs.get(projection.port("global_scale"))
-        global_scale = np.float32(1) if global_scales is None else global_scales[expert]
-        return dequantize_float4(codes, scales, global_scale, projection.block_size)
+        return np.asarray(packed[start:stop].astype(np.float32))
+    if projection.layout == "columns":
+        by_column = packed.reshape(projection.columns, -1)[:, start // 2 : stop // 2]
+        return np.ascontiguousarray(E2M1[unpack(by_column, 4, stop - start).T])
+    if projection.layout == "float4":
+        return np.asarray(E2M1[unpack(packed.reshape(projection.rows, -1)[start:stop], 4, projection.columns)])
     rows = packed[start:stop]
-    unpacked = codes_of(projection, rows) if projection.layout == "interleaved" else None
     zeros = expert_zero_points(projection, inputs, expert)
     return dequantize(
         rows,
-        scales,
+        None,
         None if zeros is None else zeros[start:stop],
         projection.bits,
         projection.columns,
         projection.block_size,
-        codes=unpacked,
+        codes=codes_of(projection, rows) if projection.layout == "interleaved" else None,
     )
+
+
+def scale_values(projection: Projection, inputs: Arrays, expert: int, values: np.ndarray, start: int) -> np.ndarray:
+    """What `expert_values` gave for the rows from `start` on, scaled in place."""
+    scales = inputs.get(projection.port("scales"))
+    global_scales = inputs.get(projection.port("global_scale"))
+    with np.errstate(invalid="ignore", over="ignore"):
+        if projection.layout == "float8" and scales is not None:
+            return scale_squares(values, scales[expert], projection.block_size, start)
+        if scales is not None:
+            rows = scales[expert, start : start + len(values)].reshape(len(values), projection.blocks)
+            scale(values, rows, projection.block_size)
+        if global_scales is not None and projection.layout in FLOAT_LAYOUTS:
+            values *= global_scales[expert]
+    return values
 
 
 def expert_zero_points(projection: Projection, inputs: Arrays, expert: int) -> np.ndarray | None:

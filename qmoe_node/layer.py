@@ -7,6 +7,8 @@ from math import inf
 
 GATED = ("swiglu", "geglu")
 """The activations that take a gate and a linear part."""
+FLOAT_LAYOUTS = ("float4", "columns", "float8")
+"""The layouts of weights that are floats themselves, which a global scale belongs to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def codes_of(projection: Projection, packed: np.ndarray) -> np.ndarray:
 
 def dequantize(
     packed: np.ndarray,
-    scales: np.ndarray,
+    scales: np.ndarray | None,
     zeros: np.ndarray | None,
     bits: int,
     columns: int,
@@ -115,7 +115,7 @@ def dequantize(
     """float32 [rows, columns] from `packed` uint8 [rows, bytes], or from unpacked `codes` uint8 [rows, columns].
 
     `scales` and `zeros` (codes; None for the default) are [rows, blocks], where a block is `block_size` columns and
-    the last one may be short; a row-wise scale is one block of all columns.
+    the last one may be short; a row-wise scale is one block of all columns. Without `scales` nothing is scaled.
     """
     default = default_zero_point(bits)
     subtracted = default if zeros is None else 0
@@ -130,7 +130,10 @@ def dequantize(
         found: np.ndarray = entries[np.ascontiguousarray(packed)]
         weights = found.view(np.float32).reshape(packed.shape[0], packed.shape[1] * table.shape[1])
         weights = weights[:, :columns]
-    return _scale(weights, scales, zeros, block_size)
+    if zeros is not None:
+        for part, blocks in by_block(weights, block_size):
+            part -= zeros[:, blocks, None].astype(np.float32)
+    return weights if scales is None else scale(weights, scales, block_size)
 
 
 @lru_cache(maxsize=16)
@@ -139,41 +142,31 @@ def _byte_table(bits: int, subtracted: int) -> np.ndarray:
     return np.ascontiguousarray(codes.astype(np.float32) - subtracted)
 
 
-def _scale(weights: np.ndarray, scales: np.ndarray, zeros: np.ndarray | None, block_size: int) -> np.ndarray:
-    """(weights - zeros) * scales, in place; the short last block on its own."""
+def by_block(weights: np.ndarray, block_size: int) -> list[tuple[np.ndarray, slice]]:
+    """Views [rows, blocks, columns of one] of weights [rows, columns], each with the blocks that it holds.
+
+    The short last block is on its own.
+    """
     rows, columns = weights.shape
     whole = columns // block_size if block_size else 0
     parts = [(weights[:, : whole * block_size].reshape(rows, whole, block_size), slice(0, whole))] if whole else []
     if columns > whole * block_size:
         parts.append((weights[:, None, whole * block_size :], slice(whole, whole + 1)))
+    return parts
+
+
+def scale(weights: np.ndarray, scales: np.ndarray, block_size: int) -> np.ndarray:
+    """weights [rows, columns] * scales [rows, blocks], in place."""
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for part, blocks in parts:
-            if zeros is not None:
-                part -= zeros[:, blocks, None].astype(np.float32)
+        for part, blocks in by_block(weights, block_size):
             part *= scales[:, blocks, None].astype(np.float32)
     return weights
 
 
-def dequantize_float4(
-    codes: np.ndarray, scales: np.ndarray, global_scale: float | np.floating, block_size: int
-) -> np.ndarray:
-    """e2m1 * block scale * global scale: float32 [rows, columns] from FP4 codes of that shape."""
-    weights = _scale(E2M1[codes], scales, None, block_size)
-    with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(weights * np.float32(global_scale))
+def scale_squares(weights: np.ndarray, scales: np.ndarray, block_size: int, first_row: int) -> np.ndarray:
+    """weights [rows, columns], of which the first is `first_row`, * scales of squares [all row blocks, column blocks].
 
-
-def dequantize_float8(
-    weights: np.ndarray, scales: np.ndarray | None, global_scale: float | np.floating, block_size: int, first_row: int
-) -> np.ndarray:
-    """float32 [rows, columns] from float8e4m3fn weights whose first row is `first_row` of the tensor.
-
-    `scales` [all row blocks, column blocks] belong to squares of `block_size`; None for the global scale alone.
+    In place.
     """
-    widened = weights.astype(np.float32)
-    with np.errstate(invalid="ignore", over="ignore"):
-        if scales is None:
-            return np.asarray(widened * np.float32(global_scale))
-        row_blocks = (first_row + np.arange(len(weights))) // block_size
-        column_blocks = np.arange(weights.shape[1]) // block_size
-        return np.asarray(widened * scales.astype(np.float32)[row_blocks[:, None], column_blocks])
+    row_blocks = (first_row + np.arange(len(weights))) // block_size
+    return scale(weights, scales[row_blocks], block_size)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "gradients"]
 
 
 def evaluate(
@@ -31,6 +31,36 @@ def evaluate(
         return forward(layer, inputs)
     if backend == "onnxruntime":
         return _run(inputs, attributes)
+    raise StudioError(f"unknown backend {backend!r}: expected 'numpy' or 'onnxruntime'.")
+
+
+def gradients(
+    inputs: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any] | None,
+    output_gradient: np.ndarray,
+    *,
+    wrt: Iterable[str] | None = None,
+    backend: str = "numpy",
+) -> dict[str, np.ndarray]:
+    """The gradients of one QMoE node's inputs from that of its output; the twin of `evaluate`.
+
+    `wrt` are names of inputs; by default all given ones among input, router_probs, router_weights, biases, global
+    scales and scales of 16 bits and more. Each gradient has its input's shape and type. A name of weights
+    ("fc1_experts_weights") asks for the straight-through estimator: the gradient of the dequantized weights, float32
+    [experts, rows, columns]. Scales of 8 bits get theirs in float32. GraphError as from `evaluate`.
+    """
+    from qmoe_node.checks import layer_of
+    from qmoe_node.differentiable import check_output_gradient, wanted_ports
+    from runtime.errors import StudioError
+
+    attributes = {} if attributes is None else attributes
+    layer = layer_of(inputs, attributes)
+    check_output_gradient(inputs["input"], output_gradient)
+    ports = wanted_ports(inputs, wrt)
+    if backend == "numpy":
+        from qmoe_node.backward import backward
+
+        return backward(layer, inputs, output_gradient, ports)
     raise StudioError(f"unknown backend {backend!r}: expected 'numpy' or 'onnxruntime'.")
 
 

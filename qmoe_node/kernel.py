@@ -67,14 +67,19 @@ def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) ->
 def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
     """W x + b of one expert: float32 [t, rows] from `tokens` float32 [t, columns]."""
     result = np.empty((len(tokens), projection.rows), np.float32)
-    height = max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
-    for start in range(0, projection.rows, height):
-        stop = min(start + height, projection.rows)
+    for start, stop in tiles(projection):
         np.matmul(tokens, expert_weights(projection, inputs, expert, start, stop).T, out=result[:, start:stop])
     bias = inputs.get(projection.port("experts_bias"))
     if bias is not None:
         result += bias[expert].astype(np.float32)
     return result
+
+
+def tiles(projection: Projection) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of the tiles in which a projection's weights are dequantized."""
+    height = max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
+    for start in range(0, projection.rows, height):
+        yield start, min(start + height, projection.rows)
 
 
 def expert_weights(

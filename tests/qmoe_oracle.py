@@ -1,6 +1,7 @@
 """QMoE token by token in Python loops and float64: slow, naive, and without a line of the product's code.
 
-`oracle(inputs, attributes, inter)` returns float64. Codes are taken from the packed bytes one by one.
+`oracle(inputs, attributes, inter)` returns float64. Codes are taken from the packed bytes one by one, unless `matrices`
+holds the experts' weights by (projection, expert).
 """
 
 import math
@@ -170,14 +171,14 @@ def chosen(logits, row_weights, attributes):
     return list(zip(order, weights, strict=True))
 
 
-def oracle(inputs, attributes, inter):
+def oracle(inputs, attributes, inter, matrices=None):
     given = inputs["input"]
     hidden = given.shape[-1]
     tokens = given.reshape(-1, hidden).astype(np.float64)
     logits = inputs["router_probs"].astype(np.float64)
     fused = attributes.get("swiglu_fusion", 0) if attributes.get("activation_type") in ("swiglu", "geglu") else 0
     result = np.zeros(tokens.shape)
-    cache = {}
+    cache = dict(matrices or {})
 
     def apply(fc, expert, rows, vector):
         if (fc, expert) not in cache:

@@ -5,10 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qmoe_node
+from qmoe_node import kernel
 from qmoe_node.activations import NAMES, activate, activate_gradient
+from qmoe_node.differentiable import DIFFERENTIABLE, WEIGHTS
 from qmoe_node.layer import GATED, Settings
 from qmoe_node.routing import route, route_gradient
+from runtime import GraphError
+from tests.qmoe_layers import layers, make_float_layer, make_layer
 from tests.qmoe_oracle import chosen
+from tests.qmoe_slopes import Slopes
 
 STEP = 1e-6
 
@@ -129,3 +135,148 @@ def test_routing_at_its_edges():
     assert not found.router_weights.any()
     nobody = np.zeros((0, 4), np.float32)
     assert route_gradient(nobody, route(nobody, 2), nobody[:, :2]).router_probs.shape == (0, 4)
+
+
+def every_port(inputs):
+    return [port for port in (*DIFFERENTIABLE, *WEIGHTS) if port in inputs]
+
+
+def upstream_of(inputs, seed=1):
+    given = inputs["input"]
+    return np.random.default_rng(seed).standard_normal(given.shape).astype(given.dtype)
+
+
+def assert_slopes(inputs, attributes, inter, tolerance=2e-6):
+    """All gradients beside measured slopes, relative to the largest; narrow types are rounded besides."""
+    upstream = upstream_of(inputs)
+    gradients = qmoe_node.gradients(inputs, attributes, upstream, wrt=every_port(inputs))
+    slopes = Slopes(inputs, attributes, inter, upstream)
+    for port, gradient in gradients.items():
+        if port in WEIGHTS:
+            assert gradient.dtype == np.float32
+        else:
+            assert gradient.shape == inputs[port].shape
+            assert gradient.dtype == (inputs[port].dtype if inputs[port].dtype.itemsize > 1 else np.float32)
+        rounding = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[gradient.dtype.name]
+        difference, _ = slopes.largest_difference({port: gradient}, np.random.default_rng(2))
+        assert difference <= tolerance + 2 * rounding, port
+
+
+@settings(deadline=None, max_examples=80)
+@given(layers())
+def test_every_option_against_slopes(case):
+    assert_slopes(*case)
+
+
+@pytest.mark.parametrize("prepacked", [-1, 1])
+@pytest.mark.parametrize("quant_type", ["fp4", "nvfp4"])
+@pytest.mark.parametrize("overall", [True, False])
+def test_four_bit_floats(quant_type, prepacked, overall):
+    inputs, attributes = make_float_layer(
+        quant_type=quant_type, prepacked=prepacked, activation_type="swiglu", swiglu_fusion=1
+    )
+    if not overall and quant_type == "fp4":
+        inputs = {name: array for name, array in inputs.items() if not name.endswith("global_scale")}
+    assert_slopes(inputs, attributes, 64)
+
+
+@pytest.mark.parametrize("block_size", [0, 16, 48])
+def test_eight_bit_floats(block_size):
+    inputs, attributes = make_float_layer(quant_type="fp8", block_size=block_size, fc3=bool(block_size))
+    assert_slopes(inputs, attributes | {"activation_type": "silu"}, 64)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_prepacked_integers(bits):
+    inputs, attributes = make_layer(bits=(bits,) * 3, hidden=64, inter=64, block_size=32, activation_type="gelu")
+    assert_slopes(inputs, attributes | {"weights_prepacked": 1}, 64)
+
+
+def test_three_bits():
+    inputs, attributes = make_layer(
+        kind="bfloat16",
+        bits=(3, 3, 3),
+        hidden=64,
+        inter=32,
+        block_size=32,
+        activation_type="swiglu",
+        swiglu_fusion=1,
+        weights_prepacked=0,
+    )
+    assert_slopes(inputs, attributes, 32)
+
+
+@pytest.mark.parametrize("experts", [8, 16])
+def test_the_sparse_mixer(experts):
+    inputs, attributes = make_layer(experts=experts, hidden=16, inter=8, use_sparse_mixer=1)
+    inputs["router_probs"] *= np.float32(0.2)  # so that the masks leave more than the winners
+    assert_slopes(inputs, attributes, 8)
+
+
+@pytest.mark.parametrize("block_size", [0, 16])
+@pytest.mark.parametrize("quant_type", ["int", "fp4", "nvfp4", "fp8"])
+def test_tiles_make_no_difference(quant_type, block_size, monkeypatch):
+    if quant_type == "int":
+        inputs, attributes = make_layer(hidden=40, inter=36, zero_points=True, block_size=block_size)
+    else:
+        block_size = block_size if quant_type == "fp8" else 0
+        inputs, attributes = make_float_layer(quant_type=quant_type, block_size=block_size, tokens=6)
+    upstream, wrt = upstream_of(inputs), every_port(inputs)
+    whole = qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt)
+    monkeypatch.setattr(kernel, "TILE_ELEMENTS", 1)
+    for port, gradient in qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt).items():
+        np.testing.assert_allclose(gradient, whole[port], rtol=0, atol=2e-6 * np.abs(whole[port]).max())
+
+
+def test_what_is_asked_for_is_what_comes():
+    inputs, attributes = make_layer(biases=False, router_weights=True)
+    upstream = upstream_of(inputs)
+    found = qmoe_node.gradients(inputs, attributes, upstream)
+    assert list(found) == ["input", "router_probs", "router_weights", "fc1_scales", "fc2_scales"]
+    assert not found["router_probs"].any()
+    for port in every_port(inputs):
+        (name,) = alone = qmoe_node.gradients(inputs, attributes, upstream, wrt=[port, port])
+        assert name == port
+        if port in found:
+            np.testing.assert_array_equal(alone[port], found[port])
+    assert qmoe_node.gradients(inputs, attributes, upstream, wrt=[]) == {}
+    floats, attributes = make_float_layer(quant_type="nvfp4")
+    found = qmoe_node.gradients(floats, attributes, upstream_of(floats))
+    assert list(found) == ["input", "router_probs", "fc1_global_scale", "fc2_global_scale"]
+
+
+def test_gradients_of_narrow_types_are_rounded_once():
+    inputs, attributes = make_layer(kind="float16", tokens=64)
+    upstream = upstream_of(inputs)
+    wide = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in inputs.items()}
+    exact = qmoe_node.gradients(wide, attributes, upstream.astype(np.float32))
+    for port, gradient in qmoe_node.gradients(inputs, attributes, upstream).items():
+        np.testing.assert_array_equal(gradient, exact[port].astype(np.float16))
+
+
+def test_experts_without_tokens_get_zeros_and_unused_scales_too():
+    inputs, attributes = make_layer(tokens=1, experts=6, k=1)
+    inputs["fc1_global_scale"] = np.ones(6, np.float32)
+    found = qmoe_node.gradients(inputs, attributes, upstream_of(inputs))
+    (used,) = {int(np.argmax(inputs["router_probs"]))}
+    for port in ("fc1_scales", "fc2_scales", "fc1_experts_bias", "fc2_experts_bias"):
+        assert [bool(found[port][expert].any()) for expert in range(6)] == [expert == used for expert in range(6)]
+    assert not found["fc1_global_scale"].any()
+
+
+def test_malformed_requests_name_the_port():
+    inputs, attributes = make_layer()
+    upstream = upstream_of(inputs)
+    for wrt, port, words in (
+        (["fc1_zero_points"], "fc1_zero_points", "no gradient"),
+        (["fc3_scales"], "fc3_scales", "nothing is connected"),
+        (["weights"], "weights", "no input 'weights'"),
+    ):
+        with pytest.raises(GraphError, match=words) as caught:
+            qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt)
+        assert [(finding.node, finding.port) for finding in caught.value.findings] == [("QMoE", port)]
+    for wrong in (upstream[:-1], upstream.astype(np.float16), [1.0]):
+        with pytest.raises(GraphError, match="output_gradient"):
+            qmoe_node.gradients(inputs, attributes, wrong)
+    with pytest.raises(GraphError, match="at most 4"):
+        qmoe_node.gradients(inputs, attributes | {"k": 9}, upstream)

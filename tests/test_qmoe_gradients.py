@@ -1,5 +1,9 @@
 """QMoE's gradients: against central differences in float64, against torch's, and between the backends."""
 
+import json
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,9 +11,10 @@ from hypothesis import strategies as st
 
 import qmoe_node
 from qmoe_node import kernel
-from qmoe_node.activations import NAMES, activate, activate_gradient
+from qmoe_node.activations import NAMES, activate, activate_gradient, join, split
 from qmoe_node.differentiable import DIFFERENTIABLE, WEIGHTS
 from qmoe_node.layer import GATED, Settings
+from qmoe_node.packing import pack
 from qmoe_node.routing import route, route_gradient
 from runtime import GraphError
 from tests.qmoe_layers import layers, make_float_layer, make_layer
@@ -17,6 +22,8 @@ from tests.qmoe_oracle import chosen
 from tests.qmoe_slopes import Slopes
 
 STEP = 1e-6
+BLOCKS = sorted((Path(__file__).parent / "data" / "qmoe_gradients").glob("*.npz"))
+"""Blocks of tiny random models with torch's float32 gradients; weights are bfloat16, held as uint16."""
 
 
 @st.composite
@@ -146,7 +153,7 @@ def upstream_of(inputs, seed=1):
     return np.random.default_rng(seed).standard_normal(given.shape).astype(given.dtype)
 
 
-def assert_slopes(inputs, attributes, inter, tolerance=2e-6):
+def assert_slopes(inputs, attributes, inter, tolerance=1e-5):
     """All gradients beside measured slopes, relative to the largest; narrow types are rounded besides."""
     upstream = upstream_of(inputs)
     gradients = qmoe_node.gradients(inputs, attributes, upstream, wrt=every_port(inputs))
@@ -280,3 +287,81 @@ def test_malformed_requests_name_the_port():
             qmoe_node.gradients(inputs, attributes, wrong)
     with pytest.raises(GraphError, match="at most 4"):
         qmoe_node.gradients(inputs, attributes | {"k": 9}, upstream)
+
+
+def floats_as_codes(weights, columns_apart, rows_apart):
+    """(codes, scales) of a layer that computes with float weights [experts, rows, columns] exactly.
+
+    Every weight is code 1 times a scale of its own: it stands in a block of 16 columns in which all other weights
+    are zero. Rows and columns of the new layer are that far apart.
+    """
+    experts, rows, columns = weights.shape
+    codes = np.full((experts, rows_apart * rows, columns_apart * columns), 2, np.uint8)
+    codes[:, :, ::columns_apart] = 3
+    scales = np.zeros((experts, rows_apart * rows, columns), np.float32)
+    scales[:, ::rows_apart] = weights
+    return pack(codes, 2), scales
+
+
+@pytest.mark.parametrize("path", BLOCKS, ids=lambda path: path.stem)
+def test_gradients_of_torch(path):
+    with np.load(path) as file:
+        case = {name: file[name] for name in file.files}
+    for name, array in case.items():
+        if array.dtype == np.uint16:
+            case[name] = array.view(ml_dtypes.bfloat16).astype(np.float32)
+    attributes = json.loads(str(case["attrs"]))
+    gate, linear = split(case["gate_up"].swapaxes(1, 2), attributes["swiglu_fusion"])
+    experts, hidden, inter = gate.shape
+    x = np.zeros((*case["x"].shape, 16), np.float32)
+    x[..., 0] = case["x"]
+    logits = case["x"].reshape(-1, hidden) @ case["router"].T + case.get("router_bias", 0)
+    inputs = {"input": x.reshape(1, -1, 16 * hidden), "router_probs": logits.astype(np.float32)}
+    apart = [
+        np.repeat(part.swapaxes(1, 2), 16, axis=1) * (np.arange(16 * inter) % 16 == 0)[:, None]
+        for part in (gate, linear)
+    ]
+    first = join(*(part.swapaxes(1, 2) for part in apart), attributes["swiglu_fusion"]).swapaxes(1, 2)
+    inputs["fc1_experts_weights"], inputs["fc1_scales"] = floats_as_codes(first, 16, 1)
+    inputs["fc2_experts_weights"], inputs["fc2_scales"] = floats_as_codes(case["down"], 16, 16)
+    if "down_bias" in case:
+        biases = [np.zeros((experts, inter, 16), np.float32) for _ in range(2)]
+        for bias, part in zip(biases, split(case["gate_up_bias"], attributes["swiglu_fusion"]), strict=True):
+            bias[..., 0] = part
+        inputs["fc1_experts_bias"] = join(*(bias.reshape(experts, -1) for bias in biases), attributes["swiglu_fusion"])
+        inputs["fc2_experts_bias"] = np.zeros((experts, 16 * hidden), np.float32)
+        inputs["fc2_experts_bias"][:, ::16] = case["down_bias"]
+    attributes |= {"expert_weight_bits": 2, "block_size": 16}
+    output = qmoe_node.evaluate(inputs, attributes)[..., ::16]
+    assert np.abs(output - case["y"]).max() <= 1e-5 * np.abs(case["y"]).max()
+    upstream = np.zeros_like(inputs["input"])
+    upstream[..., ::16] = case["cotangent"]
+    found = qmoe_node.gradients(inputs, attributes, upstream)
+
+    def fused(gradient):
+        """Rows of fc1 as torch has them, from rows of the layer with dead ones between."""
+        parts = split(gradient.swapaxes(1, -1), attributes["swiglu_fusion"])
+        return join(*(part[..., ::16] for part in parts), attributes["swiglu_fusion"]).swapaxes(1, -1)
+
+    own = {
+        "x": found["input"][..., ::16] + (found["router_probs"] @ case["router"]).reshape(case["x"].shape),
+        "router": found["router_probs"].T @ case["x"].reshape(-1, hidden),
+        "router_bias": found["router_probs"].sum(axis=0),
+        "gate_up": fused(found["fc1_scales"]),
+        "down": found["fc2_scales"][:, ::16],
+    }
+    if "down_bias" in case:
+        own["gate_up_bias"] = fused(found["fc1_experts_bias"])
+        own["down_bias"] = found["fc2_experts_bias"][:, ::16]
+    for name in [name[5:] for name in case if name.startswith("grad.")]:
+        expected = case[f"grad.{name}"]
+        got = own[name][:2] if name in ("gate_up", "down") else own[name]
+        assert got.shape == expected.shape
+        assert np.abs(got - expected).max() <= 1e-5 * np.abs(expected).max(), name
+    for name in ("gate_up", "down"):
+        norms = np.sqrt(np.square(own[name].astype(np.float64)).sum(axis=(1, 2)))
+        np.testing.assert_allclose(norms, case[f"gradnorm.{name}"], rtol=1e-5)
+
+
+def test_all_blocks_are_there():
+    assert [path.stem for path in BLOCKS] == ["gpt_oss", "mixtral", "qwen3_moe"]

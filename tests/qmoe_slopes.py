@@ -102,13 +102,13 @@ class Slopes:
 
     def largest_difference(self, gradients, rng):
         """The largest difference of `gradients` from slopes, each relative to the largest gradient of its input, and
-        how many slopes were measured. The router's gradients are dot products, whose terms may cancel: they count as
-        at least 0.1.
+        how many slopes were measured. The router's gradients are differences of dot products, which may cancel: they
+        count as at least 1, the size of a typical term.
         """
         worst, tried = 0.0, 0
         for port, gradient in gradients.items():
             gradient = widened(gradient)
-            largest = max(np.abs(gradient).max(initial=0), 0.1 if port.startswith("router") else 1e-6)
+            largest = max(np.abs(gradient).max(initial=0), 1 if port.startswith("router") else 1e-6)
             places = rng.permutation(gradient.size)[:ELEMENTS]
             directions = [np.eye(1, gradient.size, place).reshape(gradient.shape) for place in places]
             directions += [rng.standard_normal(gradient.shape)] if gradient.size else []

@@ -217,6 +217,13 @@ class QMoE(Node):
         expand(site)
 
     @staticmethod
+    def gradient(call: Any) -> Any:
+        """Writes one QMoEGrad node; see `qmoe_node.grad.gradient`."""
+        from qmoe_node.grad import gradient
+
+        return gradient(call)
+
+    @staticmethod
     def routing(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Where the tokens go: `experts` int64 [tokens, k], best first, and their mixing `weights` float32 [tokens, k].
 

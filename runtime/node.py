@@ -171,6 +171,10 @@ class Node:
     """Rewrite for ONNX Runtime's CPU kernels (see `runtime.lowering`), or None if the node runs as it is."""
     expand: ClassVar[Callable[..., Any] | None] = None
     """Rewrite into standard ONNX operators (see `runtime.lowering`), or None."""
+    gradient: ClassVar[Callable[..., Any] | None] = None
+    """The gradients of the inputs, `(call: runtime.gradients.walk.Call)`, where the operator brings its own rule: it
+    writes nodes with `call.op` and returns one gradient for each input in their order, None where there is none. It
+    comes before the rules of `runtime.gradients.table`. None if there is no such rule."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -104,7 +104,8 @@ def test_the_base_install_asks_for_everything_that_is_imported() -> None:
 def test_the_installed_distribution_brings_the_command_and_the_plug_in() -> None:
     entry_points = importlib.metadata.distribution("qmoe-studio").entry_points
     assert [point.value for point in entry_points.select(group="console_scripts", name="qmoe")] == ["runtime.cli:main"]
-    assert [point.value for point in entry_points.select(group="qmoe.nodes")] == ["qmoe_node.node:QMoE"]
+    plug_ins = {point.value for point in entry_points.select(group="qmoe.nodes")}
+    assert plug_ins == {"qmoe_node.node:QMoE", "qmoe_node.grad:QMoEGrad"}
     assert all(callable(point.load()) for point in entry_points)
 
 

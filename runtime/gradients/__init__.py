@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from runtime import catalog
 from runtime.backends.control import document_node
 from runtime.backends.numpy import read_by
 from runtime.backends.partition import Piece, extract
@@ -100,6 +101,8 @@ def differentiate(model: ir.Model, outputs: Sequence[str], wanted: Sequence[str]
     found = pull_back(op, list(graph), start, [values[name] for name in wanted])
     graph.inputs.extend(seeds.values())
     graph.extend(tape.nodes)
+    for node in tape.nodes:
+        model.opset_imports.setdefault(node.domain, catalog.newest_opset(node.domain))
     gradients = {name: found[values[name]].value for name in wanted if values[name] in found}
     nodes = _without_unused(tape.nodes, set(gradients.values()))
     return Differentiated(

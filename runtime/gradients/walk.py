@@ -144,8 +144,11 @@ class _Walk:
         tape.owner = node.metadata_props.get(OWNER, tape.owner)
         call = self._call(node)
         start = len(tape.nodes)
+        node_type = catalog.find(name, self.op.opsets)
         try:
-            if name in WITH_SUBGRAPHS:
+            if node_type is not None and node_type.gradient is not None:
+                found = self._by_rule(call, (node_type.gradient, False))
+            elif name in WITH_SUBGRAPHS:
                 found = WITH_SUBGRAPHS[name](call, self.live)
             elif name in RULES:
                 found = self._by_rule(call, RULES[name])

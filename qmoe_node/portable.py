@@ -1,13 +1,12 @@
 """QMoE in standard ONNX operators: routing, and a loop over the chosen experts.
 
-Only one expert's weights are ever held as float32. Codes become numbers by looking up each byte in a table.
+Only one expert's weights are ever held as float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,8 @@ import numpy as np
 
 from qmoe_node.checks import INPUTS, examine
 from qmoe_node.layer import Layer, Projection
-from qmoe_node.packing import E2M1, default_zero_point, piece_positions, unpack
 from qmoe_node.standard import activate, as_float, cast_back, choose, mixing_weights
+from qmoe_node.standard_weights import Operand, expert_weights, of_expert, readable
 from runtime.errors import GraphError, Severity
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType
@@ -34,21 +33,6 @@ LOWEST_OPSET = 13
 """Loops over values of all types that are needed, and sums over axes that are inputs."""
 CAST_OPSETS = {ElementType.FLOAT8E4M3FN: 19, ElementType.FLOAT8E8M0: 24}
 """Since when there is a Cast from these types; it is the only operator that reads them."""
-WIDER = {ElementType.FLOAT8E4M3FN: ElementType.FLOAT16, ElementType.FLOAT8E8M0: ElementType.FLOAT}
-"""The smallest types that hold their values and that all operators read."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """An input of the node: its value, and its element type and number of dimensions if they are known.
-
-    `is_bytes` says that the value holds the bytes of these elements as uint8.
-    """
-
-    value: ir.Value
-    element: ElementType | None
-    rank: int | None = None
-    is_bytes: bool = False
 
 
 def layer_at(site: Site) -> Layer:
@@ -144,7 +128,7 @@ def is_read(layer: Layer, port: str) -> bool:
 def write_layer(tape: Tape, layer: Layer, tokens: ir.Value, operands: Mapping[str, Operand]) -> ir.Value:
     """The layer on `tokens` float32 [T, hidden]: float32 [T, hidden]."""
     settings = layer.settings
-    operands = {port: _readable(tape, operand) for port, operand in operands.items()}
+    operands = {port: readable(tape, operand) for port, operand in operands.items()}
     logits = operands["router_probs"]
     given = operands.get("router_weights")
     choice = choose(
@@ -177,14 +161,6 @@ def write_layer(tape: Tape, layer: Layer, tokens: ir.Value, operands: Mapping[st
     return tape.op("Loop", [count, tape.literal(True, np.bool_), start], body=graph)
 
 
-def _readable(tape: Tape, operand: Operand) -> Operand:
-    """The operand in a type that Gather takes."""
-    if operand.element not in WIDER or operand.is_bytes:
-        return operand
-    wider = WIDER[operand.element]
-    return replace(operand, value=tape.op("Cast", [operand.value], to=int(wider)), element=wider)
-
-
 def write_expert(
     tape: Tape, layer: Layer, expert: ir.Value, tokens: ir.Value, operands: Mapping[str, Operand]
 ) -> ir.Value:
@@ -198,142 +174,9 @@ def _project(
     tape: Tape, projection: Projection, expert: ir.Value, tokens: ir.Value, operands: Mapping[str, Operand]
 ) -> ir.Value:
     """W x + b: float32 [t, rows]."""
-    weights = _weights(tape, projection, expert, operands)
+    weights = expert_weights(tape, projection, expert, operands)
     inputs = [tokens, weights]
     bias = operands.get(projection.port("experts_bias"))
     if bias is not None:
-        inputs.append(_of_expert(tape, bias, expert))
+        inputs.append(of_expert(tape, bias, expert))
     return tape.op("Gemm", inputs, transB=1)
-
-
-def _weights(tape: Tape, projection: Projection, expert: ir.Value, operands: Mapping[str, Operand]) -> ir.Value:
-    """One expert's weights, float32 [rows, columns]."""
-    stored = operands[projection.port("experts_weights")]
-    scales = operands.get(projection.port("scales"))
-    global_scale = operands.get(projection.port("global_scale"))
-    rows, columns = projection.rows, projection.columns
-    if projection.layout == "float8":
-        weights = _of_expert(tape, stored, expert)
-        if scales is None:
-            assert global_scale is not None
-            return tape.op("Mul", [weights, _of_expert(tape, global_scale, expert)])
-        squares = _of_expert(tape, scales, expert)
-        squares = _spread(tape, squares, rows, projection.block_size, 0)
-        return tape.op("Mul", [weights, _spread(tape, squares, columns, projection.block_size, 1)])
-    assert scales is not None
-    packed = tape.op("Gather", [stored.value, expert], axis=0)
-    block_scales = _shape(tape, _of_expert(tape, scales, expert), rows, projection.blocks)
-    if projection.layout in ("float4", "columns"):
-        by_column = projection.layout == "columns"
-        shape = (columns, rows) if by_column else (rows, columns)
-        weights = _shape(tape, _look_up(tape, packed, _float4_table()), *shape)
-        if by_column:
-            weights = tape.op("Transpose", [weights], perm=[1, 0])
-        weights = _times(tape, "Mul", weights, block_scales, projection)
-        if global_scale is not None:
-            weights = tape.op("Mul", [weights, _of_expert(tape, global_scale, expert)])
-        return weights
-    zeros = operands.get(projection.port("zero_points"))
-    weights = _codes(tape, packed, projection, 0 if zeros is not None else default_zero_point(projection.bits))
-    if zeros is not None:
-        points = _zero_points(tape, projection, zeros, expert)
-        weights = _times(tape, "Sub", weights, points, projection)
-    return _times(tape, "Mul", weights, block_scales, projection)
-
-
-def _codes(tape: Tape, packed: ir.Value, projection: Projection, subtracted: int) -> ir.Value:
-    """Codes less `subtracted`, float32 [rows, columns]."""
-    rows, columns, bits = projection.rows, projection.columns, projection.bits
-    if projection.layout != "interleaved":
-        return _unpacked(tape, packed, bits, (rows, columns), subtracted)
-    group = 16 // bits
-    pieces = _unpacked(tape, packed, bits, (rows // group, columns // 64, group, 64), subtracted)
-    pieces = tape.op("Gather", [pieces, tape.literal(piece_positions(bits), np.int64)], axis=3)
-    pieces = tape.op("Transpose", [pieces], perm=[0, 2, 1, 3])
-    return _shape(tape, pieces, rows, columns)
-
-
-def _zero_points(tape: Tape, projection: Projection, zeros: Operand, expert: ir.Value) -> ir.Value:
-    """One expert's zero points, float32 [rows, blocks], from either packing."""
-    rows, blocks, bits = projection.rows, projection.blocks, projection.bits
-    packed = tape.op("Gather", [zeros.value, expert], axis=0)
-    lead, count = ((rows,), blocks) if zeros.rank == 3 else ((), rows)
-    digits = 3 if bits == 3 else 1
-    if bits == 8:
-        codes = as_float(tape, packed, ElementType.UINT8)
-    else:
-        codes = _look_up(tape, packed, _code_table(1 if bits == 3 else bits))
-    codes = _shape(tape, codes, *lead, -1)
-    bounds = [tape.literal([bound], np.int64) for bound in (0, count * digits, -1)]
-    codes = tape.op("Slice", [codes, *bounds])
-    if bits == 3:
-        codes = _joined(tape, _shape(tape, codes, *lead, count, 3))
-    return _shape(tape, codes, rows, blocks)
-
-
-def _unpacked(tape: Tape, packed: ir.Value, bits: int, shape: tuple[int, ...], subtracted: int = 0) -> ir.Value:
-    """Codes less `subtracted` in that shape, float32, from bytes that hold just as many."""
-    if bits == 8:
-        codes = as_float(tape, packed, ElementType.UINT8)
-        codes = _shape(tape, codes, *shape)
-        return tape.op("Sub", [codes, tape.literal(subtracted, np.float32)]) if subtracted else codes
-    if bits != 3:
-        return _shape(tape, _look_up(tape, packed, _code_table(bits) - np.float32(subtracted)), *shape)
-    digits = _shape(tape, _look_up(tape, packed, _code_table(1)), *shape, 3)
-    codes = _joined(tape, digits)
-    return tape.op("Sub", [codes, tape.literal(subtracted, np.float32)]) if subtracted else codes
-
-
-def _joined(tape: Tape, digits: ir.Value) -> ir.Value:
-    """3-bit codes from their binary digits, which are the last axis."""
-    values = tape.op("Mul", [digits, tape.literal([1, 2, 4], np.float32)])
-    return tape.op("ReduceSum", [values, tape.literal([-1], np.int64)], keepdims=0)
-
-
-@lru_cache(maxsize=8)
-def _code_table(bits: int) -> np.ndarray:
-    """The codes in each byte, float32 [256, 8 / bits]."""
-    return unpack(np.arange(256, dtype=np.uint8)[:, None], bits, 8 // bits).astype(np.float32)
-
-
-@lru_cache(maxsize=1)
-def _float4_table() -> np.ndarray:
-    """The two FP4 values in each byte, float32 [256, 2]."""
-    return np.asarray(E2M1[unpack(np.arange(256, dtype=np.uint8)[:, None], 4, 2)])
-
-
-def _look_up(tape: Tape, codes: ir.Value, table: np.ndarray) -> ir.Value:
-    """The table's entry for every byte."""
-    indices = tape.op("Cast", [codes], to=int(ElementType.INT32))
-    return tape.op("Gather", [tape.literal(table, np.float32), indices], axis=0)
-
-
-def _of_expert(tape: Tape, operand: Operand, expert: ir.Value) -> ir.Value:
-    """One expert's part of an operand, float32."""
-    own = tape.op("Gather", [operand.value, expert], axis=0)
-    if operand.is_bytes:
-        assert operand.element is not None
-        with np.errstate(invalid="ignore"):
-            table = np.arange(256, dtype=np.uint8).view(operand.element.dtype).astype(np.float32)
-        return _look_up(tape, own, table)
-    return as_float(tape, own, operand.element)
-
-
-def _times(tape: Tape, operator: str, weights: ir.Value, values: ir.Value, projection: Projection) -> ir.Value:
-    """`operator` on weights [rows, columns] and values [rows, blocks] of their blocks."""
-    rows, columns, blocks, size = projection.rows, projection.columns, projection.blocks, projection.block_size
-    if blocks == 1:
-        return tape.op(operator, [weights, values])
-    if columns % size:
-        return tape.op(operator, [weights, _spread(tape, values, columns, size, 1)])
-    result = tape.op(operator, [_shape(tape, weights, rows, blocks, size), _shape(tape, values, rows, blocks, 1)])
-    return _shape(tape, result, rows, columns)
-
-
-def _spread(tape: Tape, values: ir.Value, count: int, block_size: int, axis: int) -> ir.Value:
-    """Values of blocks along an axis, repeated for each of `count` members."""
-    return tape.op("Gather", [values, tape.literal(np.arange(count) // block_size, np.int64)], axis=axis)
-
-
-def _shape(tape: Tape, value: ir.Value, *shape: int) -> ir.Value:
-    return tape.op("Reshape", [value, tape.literal(shape, np.int64)])

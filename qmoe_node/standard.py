@@ -78,26 +78,36 @@ def row_sum(tape: Tape, values: ir.Value) -> ir.Value:
 
 def _sparse_mixer(tape: Tape, logits: ir.Value, largest: ir.Value, indices: ir.Value) -> ir.Value:
     """The sparse mixer's two weights, float32 [T, 2]."""
+    rounds = sparse_rounds(tape, logits, largest, indices)
+    return tape.op("Concat", [tape.op("Reciprocal", [row_sum(tape, near)]) for near in rounds], axis=1)
+
+
+def sparse_rounds(tape: Tape, logits: ir.Value, largest: ir.Value, indices: ir.Value) -> list[ir.Value]:
+    """The sparse mixer's two rounds, float32 [T, E] each: exp(l - largest) of the logits near the largest, else 0.
+
+    `largest` [T, 2] are the logits at the chosen `indices`; the second round leaves the first's winner out.
+    """
     zero = tape.literal(0, np.float32)
     jitter = tape.literal(2 * JITTER, np.float32)
-    rounds = tape.ops("Split", [largest, tape.literal([1, 1], np.int64)], 2, axis=1)
     first = tape.op("Slice", [indices, *(tape.literal([bound], np.int64) for bound in (0, 1, 1))])
     sizes = tape.op("Abs", [logits])
     excluded: ir.Value | None = None
-    weights = []
-    for best in rounds:
+    rounds = []
+    for best in tape.ops("Split", [largest, tape.literal([1, 1], np.int64)], 2, axis=1):
         bound = tape.op("Mul", [jitter, tape.op("Where", [tape.op("Greater", [sizes, best]), sizes, best])])
         left_out = tape.op("Greater", [tape.op("Sub", [best, logits]), bound])
         if excluded is not None:
             left_out = tape.op("Or", [left_out, excluded])
-        near = tape.op("Where", [left_out, zero, tape.op("Exp", [tape.op("Sub", [logits, best])])])
-        weights.append(tape.op("Reciprocal", [row_sum(tape, near)]))
+        rounds.append(tape.op("Where", [left_out, zero, tape.op("Exp", [tape.op("Sub", [logits, best])])]))
         if excluded is None:
-            width = tape.op("Slice", [tape.op("Shape", [logits]), *(tape.literal([at], np.int64) for at in (1, 2))])
-            experts = tape.op("Squeeze", [width])
-            every = tape.op("Range", [tape.literal(0, np.int64), experts, tape.literal(1, np.int64)])
-            excluded = tape.op("Equal", [every, first])
-    return tape.op("Concat", weights, axis=1)
+            excluded = tape.op("Equal", [every_expert(tape, logits), first])
+    return rounds
+
+
+def every_expert(tape: Tape, logits: ir.Value) -> ir.Value:
+    """The numbers of all experts, int64 [E]."""
+    width = tape.op("Slice", [tape.op("Shape", [logits]), *(tape.literal([at], np.int64) for at in (1, 2))])
+    return tape.op("Range", [tape.literal(0, np.int64), tape.op("Squeeze", [width]), tape.literal(1, np.int64)])
 
 
 def activate(tape: Tape, layer: Layer, first: ir.Value, third: ir.Value | None) -> ir.Value:
@@ -107,7 +117,7 @@ def activate(tape: Tape, layer: Layer, first: ir.Value, third: ir.Value | None) 
     if name not in GATED:
         activated = _plain(tape, name, first)
         return activated if third is None else tape.op("Mul", [activated, third])
-    gate, linear = (first, third) if third is not None else _split(tape, first, settings.swiglu_fusion, layer.inter)
+    gate, linear = (first, third) if third is not None else split(tape, first, settings.swiglu_fusion, layer.inter)
     if name == "geglu":
         return tape.op("Mul", [_plain(tape, "gelu", gate), linear])
     limit = settings.swiglu_limit
@@ -158,7 +168,7 @@ def _at_most(tape: Tape, x: ir.Value, limit: float) -> ir.Value:
     return tape.op("Where", [tape.op("Greater", [x, bound]), bound, x])
 
 
-def _split(tape: Tape, fused: ir.Value, swiglu_fusion: int, inter: int) -> tuple[ir.Value, ir.Value]:
+def split(tape: Tape, fused: ir.Value, swiglu_fusion: int, inter: int) -> tuple[ir.Value, ir.Value]:
     """Gate and linear part of fc1's output [t, 2 I]."""
     ranges = ((0, 2 * inter, 2), (1, 2 * inter, 2)) if swiglu_fusion == 1 else ((0, inter, 1), (inter, 2 * inter, 1))
     gate, linear = (

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+    from runtime.node import Node
+
 __all__ = ["evaluate", "gradients"]
 
 
@@ -30,7 +32,9 @@ def evaluate(
 
         return forward(layer, inputs)
     if backend == "onnxruntime":
-        return _run(inputs, attributes)
+        from qmoe_node.node import QMoE
+
+        return _run_node(QMoE, ["output"], inputs, _parameters(attributes))["output"]
     raise StudioError(f"unknown backend {backend!r}: expected 'numpy' or 'onnxruntime'.")
 
 
@@ -61,22 +65,31 @@ def gradients(
         from qmoe_node.backward import backward
 
         return backward(layer, inputs, output_gradient, ports)
+    if backend == "onnxruntime":
+        from qmoe_node.grad import QMoEGrad
+
+        given = {**inputs, "output_gradient": output_gradient}
+        parameters = {**_parameters(attributes), "wrt": list(ports)}
+        names = [f"gradients.{index}" for index in range(len(ports))]
+        found = _run_node(QMoEGrad, names, given, parameters) if ports else {}
+        return {port: found[name] for port, name in zip(ports, names, strict=True)}
     raise StudioError(f"unknown backend {backend!r}: expected 'numpy' or 'onnxruntime'.")
 
 
-TOKEN_INPUTS = ("input", "router_probs", "router_weights")
+TOKEN_INPUTS = ("output_gradient", "input", "router_probs", "router_weights")
 """The inputs that differ from run to run; the others belong to the layer."""
 
 
-def _run(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> np.ndarray:
-    """The node in a graph of its own, the layer's tensors as initializers, run by ONNX Runtime."""
-    from qmoe_node.node import QMoE
+def _run_node(
+    node_type: type[Node], outputs: Iterable[str], inputs: Mapping[str, np.ndarray], parameters: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """A node in a graph of its own, the layer's tensors as initializers, run by ONNX Runtime: its outputs by port."""
     from runtime import Graph, Session, Tensor, catalog
 
-    if catalog.find(QMoE.type_name()) is not QMoE:
-        catalog.register(QMoE)
-    graph = Graph("QMoE")
-    graph.add(QMoE.type_name(), "QMoE", parameters=_parameters(attributes))
+    if catalog.find(node_type.type_name()) is not node_type:
+        catalog.register(node_type)
+    graph = Graph(node_type.operator)
+    graph.add(node_type.type_name(), "QMoE", parameters=dict(parameters))
     for name, array in inputs.items():
         if name in TOKEN_INPUTS:
             tensor_type = Tensor.from_array(array).type
@@ -85,10 +98,11 @@ def _run(inputs: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> np.
         else:
             graph.add("Initializer", name, parameters={"tensor": Tensor.from_array(array)})
         graph.wire(f"{name}.value", f"QMoE.{name}")
-    graph.add("Output", "output")
-    graph.wire("QMoE.output", "output.value")
+    for number, port in enumerate(outputs):
+        graph.add("Output", f"output{number}", parameters={"name": port})
+        graph.wire(f"QMoE.{port}", f"output{number}.value")
     session = Session(graph, backend="onnxruntime")
-    return session.forward({name: inputs[name] for name in TOKEN_INPUTS if name in inputs})["output"]
+    return session.forward({name: inputs[name] for name in TOKEN_INPUTS if name in inputs})
 
 
 def _parameters(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,20 @@ class QMoEGrad(Node):
         found = backward(layer, forward, upstream, wanted_ports(forward, wrt))
         return tuple(found[port] for port in wrt)
 
+    @staticmethod
+    def lower(site: Any, exact: bool) -> None:
+        """Rewrites the node for ONNX Runtime; see `qmoe_node.portable_backward.lower`."""
+        from qmoe_node.portable_backward import lower
+
+        lower(site)
+
+    @staticmethod
+    def expand(site: Any) -> None:
+        """Rewrites the node as a call of a function; see `qmoe_node.portable_backward.expand`."""
+        from qmoe_node.portable_backward import expand
+
+        expand(site)
+
 
 def of_forward(inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Those inputs of the node that are QMoE's."""

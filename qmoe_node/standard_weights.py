@@ -85,6 +85,32 @@ def scale_values(
     return values
 
 
+def block_sums(tape: Tape, projection: Projection, values: ir.Value) -> ir.Value:
+    """Sums over the blocks of each row, float32 [rows, blocks], of values [rows, columns]."""
+    rows, columns, blocks, size = projection.rows, projection.columns, projection.blocks, projection.block_size
+    if blocks > 1:
+        values = reshape(tape, _filled(tape, values, 1, columns, blocks * size), rows, blocks, size)
+    keep = 0 if blocks > 1 else 1
+    return tape.op("ReduceSum", [values, tape.literal([-1], np.int64)], keepdims=keep)
+
+
+def square_sums(tape: Tape, projection: Projection, sums: ir.Value) -> ir.Value:
+    """Sums over the squares of 8-bit floats, [row blocks, column blocks], of `block_sums`."""
+    rows, blocks, size = projection.rows, projection.blocks, projection.block_size
+    count = -(-rows // size)
+    sums = reshape(tape, _filled(tape, sums, 0, rows, count * size), count, size, blocks)
+    return tape.op("ReduceSum", [sums, tape.literal([1], np.int64)], keepdims=0)
+
+
+def _filled(tape: Tape, values: ir.Value, axis: int, count: int, wanted: int) -> ir.Value:
+    """A matrix with zeros after the last of `count` rows or columns, so that there are as many as `wanted`."""
+    if count == wanted:
+        return values
+    ends = [0, 0, 0, 0]
+    ends[2 + axis] = wanted - count
+    return tape.op("Pad", [values, tape.literal(ends, np.int64)])
+
+
 def _codes(tape: Tape, packed: ir.Value, projection: Projection, subtracted: int) -> ir.Value:
     """Codes less `subtracted`, float32 [rows, columns]."""
     rows, columns, bits = projection.rows, projection.columns, projection.bits

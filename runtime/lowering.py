@@ -7,7 +7,7 @@ the site (the node's inputs, their types and constant values), writes new nodes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -231,11 +231,11 @@ def add_function(
     domain: str,
     name: str,
     inputs: Mapping[str, TensorType],
-    write: Callable[[Tape, Mapping[str, ir.Value]], ir.Value],
+    write: Callable[[Tape, Mapping[str, ir.Value]], ir.Value | Sequence[ir.Value]],
 ) -> None:
     """Adds the model-local function that `write` writes, unless the model has one of that name.
 
-    `write` gets a tape and the function's formal inputs by name, and returns its output.
+    `write` gets a tape and the function's formal inputs by name, and returns its output, or its outputs.
     """
     model = site.model
     if (domain, name, "") in model.functions:
@@ -245,10 +245,11 @@ def add_function(
         for port, type in inputs.items()
     }
     tape = Tape(name, "", site.opset)
-    result = write(tape, formals)
+    written = write(tape, formals)
+    results = [written] if isinstance(written, ir.Value) else list(written)
     for node in tape.nodes:
         _unmark(node)
-    graph = ir.Graph(list(formals.values()), [result], nodes=tape.nodes, opset_imports={"": site.opset}, name=name)
+    graph = ir.Graph(list(formals.values()), results, nodes=tape.nodes, opset_imports={"": site.opset}, name=name)
     model.functions[(domain, name, "")] = ir.Function(domain, name, graph=graph, attributes=())
     model.opset_imports.setdefault(domain, 1)
 

@@ -122,8 +122,7 @@ class _Backward:
         given = None if router_weights is None else router_weights.value
         choice = choose(op.tape, settings, logits.value, given)
         weights = expression(op, mixing_weights(op.tape, settings, choice))
-        indices = Expr(op, choice.indices)
-        op.set_type(choice.indices, TensorType(ElementType.INT64, (None, settings.k)))
+        indices = expression(op, choice.indices, ElementType.INT64)
         used = op.Unique(op.Reshape(indices, [-1]), sorted=1)
 
         moved, shares, sums = self._loop(indices, weights, used)

@@ -13,6 +13,7 @@ import numpy as np
 from qmoe_node.activations import GELU_CUBIC, SQRT_2_OVER_PI
 from qmoe_node.layer import GATED, Layer, Settings
 from qmoe_node.standard import activate, every_expert, sparse_rounds, split
+from runtime.types import ElementType, TensorType
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -68,11 +69,11 @@ def _nan_where(op: Formulas, source: Expr, result: Expr) -> Expr:
 
 def _sparse_mixer(op: Formulas, logits: Expr, indices: Expr, weights: Expr, upstream: Expr) -> Expr:
     largest = op.GatherElements(logits, indices, axis=1)
-    every = every_expert(op.tape, logits.value)
+    every = expression(op, every_expert(op.tape, logits.value), ElementType.INT64)
     result: Expr | None = None
     for choice, near in enumerate(sparse_rounds(op.tape, logits.value, largest.value, indices.value)):
         share, own = (op.Slice(x, [choice], [choice + 1], [1]) for x in (weights, upstream))
-        winner = op.Equal(op.Slice(indices, [choice], [choice + 1], [1]), expression(op, every))
+        winner = op.Equal(op.Slice(indices, [choice], [choice + 1], [1]), every)
         steep = share * own
         part = op.Where(winner, steep, number(op, 0)) - steep * op.Mul(share, expression(op, near))
         result = part if result is None else result + part
@@ -105,13 +106,12 @@ def activate_gradient(
     return op.Reshape(pairs, [-1, 2 * layer.inter]), None
 
 
-def expression(op: Formulas, value: ir.Value) -> Expr:
-    """A value of float32 that was written without its type."""
+def expression(op: Formulas, value: ir.Value, element: ElementType = ElementType.FLOAT) -> Expr:
+    """A value that was written without its type, which is `element`."""
     from runtime.gradients.expressions import Expr
-    from runtime.types import ElementType, TensorType
 
     if value.type is None:
-        op.set_type(value, TensorType(ElementType.FLOAT))
+        op.set_type(value, TensorType(element))
     return Expr(op, value)
 
 

@@ -131,4 +131,7 @@ def gradient(call: Call) -> Sequence[Expr | None] | None:
         QMoEGrad.operator, call.d, *call.x, domain=QMoEGrad.domain, outputs=len(wrt), wrt=wrt, **call.attributes
     )
     by_port = dict(zip(wrt, found if len(wrt) > 1 else (found,), strict=True))
+    for port, x in zip(ports, call.x, strict=True):
+        if port in by_port and x is not None:
+            call.op.set_type(by_port[port].value, x.type)
     return [by_port.get(port) for port in ports]

@@ -1,22 +1,29 @@
 """QMoE's gradients: against central differences in float64, against torch's, and between the backends."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qmoe_node
+import runtime
 from qmoe_node import kernel
 from qmoe_node.activations import NAMES, activate, activate_gradient, join, split
 from qmoe_node.differentiable import DIFFERENTIABLE, WEIGHTS
+from qmoe_node.grad import QMoEGrad
 from qmoe_node.layer import GATED, Settings
 from qmoe_node.packing import pack
 from qmoe_node.routing import route, route_gradient
-from runtime import GraphError
+from runtime import Graph, GraphError, Session, Tensor, catalog
+from runtime.check import Checker, check
+from runtime.graph import PortRef
 from tests.qmoe_layers import layers, make_float_layer, make_layer
 from tests.qmoe_oracle import chosen
 from tests.qmoe_slopes import Slopes
@@ -169,7 +176,7 @@ def assert_slopes(inputs, attributes, inter, tolerance=1e-5):
         assert difference <= tolerance + 2 * rounding, port
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=60)
 @given(layers())
 def test_every_option_against_slopes(case):
     assert_slopes(*case)
@@ -233,6 +240,18 @@ def test_tiles_make_no_difference(quant_type, block_size, monkeypatch):
     monkeypatch.setattr(kernel, "TILE_ELEMENTS", 1)
     for port, gradient in qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt).items():
         np.testing.assert_allclose(gradient, whole[port], rtol=0, atol=2e-6 * np.abs(whole[port]).max())
+
+
+def test_float_weights_are_never_held(monkeypatch):
+    inputs, attributes = make_layer(experts=2, tokens=4, hidden=512, inter=512, block_size=32)
+    upstream = upstream_of(inputs)
+    qmoe_node.gradients(inputs, attributes, upstream)  # tables and modules are made once
+    monkeypatch.setattr(kernel, "TILE_ELEMENTS", 1 << 14)
+    tracemalloc.start()
+    qmoe_node.gradients(inputs, attributes, upstream)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 512 * 512 * 4 / 2  # half of one projection of one expert
 
 
 def test_what_is_asked_for_is_what_comes():
@@ -365,3 +384,195 @@ def test_gradients_of_torch(path):
 
 def test_all_blocks_are_there():
     assert [path.stem for path in BLOCKS] == ["gpt_oss", "mixtral", "qwen3_moe"]
+
+
+def graph_of(inputs, attributes, **settings):
+    """A graph of one QMoE node, whose tensors of its own are initializers."""
+    graph = Graph("block")
+    parameters = qmoe_node._parameters(attributes)
+    graph.add("com.microsoft.QMoE", "moe", parameters={**parameters, **settings})
+    for name, array in inputs.items():
+        if name in ("input", "router_probs", "router_weights"):
+            declared = {"type": f"tensor({Tensor.from_array(array).type.element})", "shape": list(array.shape)}
+            graph.add("Input", name, parameters=declared)
+        else:
+            graph.add("Initializer", name, parameters={"tensor": Tensor.from_array(array)})
+        graph.wire(f"{name}.value", f"moe.{name}")
+    graph.add("Output", "y")
+    graph.wire("moe.output", "y.value")
+    return graph
+
+
+def gradient_graph(inputs, attributes, wrt):
+    """A graph of one QMoEGrad node, with one output for each gradient."""
+    if catalog.find("qmoe.QMoEGrad") is None:
+        catalog.register(QMoEGrad)
+    graph = Graph("gradients")
+    graph.add("qmoe.QMoEGrad", "grad", parameters={**qmoe_node._parameters(attributes), "wrt": list(wrt)})
+    given = {"output_gradient": upstream_of(inputs), **inputs}
+    for name, array in given.items():
+        if name in qmoe_node.TOKEN_INPUTS:
+            declared = {"type": f"tensor({Tensor.from_array(array).type.element})", "shape": list(array.shape)}
+            graph.add("Input", name, parameters=declared)
+        else:
+            graph.add("Initializer", name, parameters={"tensor": Tensor.from_array(array)})
+        graph.wire(f"{name}.value", f"grad.{name}")
+    for index, port in enumerate(wrt):
+        graph.add("Output", f"to_{port}")
+        graph.wire(f"grad.gradients.{index}", f"to_{port}.value")
+    return graph, {name: array for name, array in given.items() if name in qmoe_node.TOKEN_INPUTS}
+
+
+def assert_agreement(found, inputs, attributes):
+    """Within 1e-5 of the largest of the NumPy kernel's gradients, and a rounding of narrow types."""
+    exact = qmoe_node.gradients(inputs, attributes, upstream_of(inputs), wrt=list(found))
+    for port, gradient in found.items():
+        wanted = exact[port]
+        assert gradient.shape == wanted.shape and gradient.dtype == wanted.dtype, port
+        wanted, gradient = wanted.astype(np.float64), gradient.astype(np.float64)
+        assert np.array_equal(np.isnan(wanted), np.isnan(gradient)), port
+        rounding = {"float32": 0, "float16": 2**-10, "bfloat16": 2**-7}[exact[port].dtype.name]
+        largest = max(np.nanmax(np.abs(wanted), initial=0), 1 if port.startswith("router") else 1e-6)
+        difference = np.nan_to_num(np.abs(gradient - wanted))
+        assert np.all(difference <= 1e-5 * largest + rounding * np.nan_to_num(np.abs(wanted)) + 1e-7), port
+
+
+def run_native(inputs, attributes):
+    """All gradients by ONNX Runtime's kernels alone."""
+    wrt = every_port(inputs)
+    graph, feeds = gradient_graph(inputs, attributes, wrt)
+    session = Session(graph, "onnxruntime")
+    found = session.forward(feeds)
+    assert session.placement == {"grad": "onnxruntime"}
+    return {port: found[f"to_{port}"] for port in wrt}
+
+
+@settings(deadline=None, max_examples=20)
+@given(layers())
+def test_backends_agree_on_every_option(case):
+    inputs, attributes, _ = case
+    assert_agreement(run_native(inputs, attributes), inputs, attributes)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        make_float_layer(quant_type="fp4", activation_type="swiglu", swiglu_fusion=1),
+        make_float_layer(quant_type="nvfp4", prepacked=1, activation_type="swiglu", swiglu_fusion=1, swiglu_limit=1.0),
+        make_float_layer(quant_type="fp8", block_size=16, fc3=True),
+        make_float_layer(quant_type="fp8"),
+        make_float_layer(quant_type="fp8", block_size=48, activation_type="gelu"),
+        make_layer(bits=(2, 2, 2), hidden=64, inter=64, block_size=32, weights_prepacked=1),
+        make_layer(experts=8, use_sparse_mixer=1, kind="bfloat16"),
+        make_layer(tokens=0, block_size=16),
+        make_layer(tokens=6, batch=2, zero_points=True, row_rank=3),
+    ],
+    ids=["fp4", "nvfp4", "fp8-fc3", "fp8", "fp8-squares", "prepacked", "sparse-mixer", "no-tokens", "batch"],
+)
+def test_backends_agree(case):
+    assert_agreement(run_native(*case), *case)
+    inputs, attributes = case
+    found = qmoe_node.gradients(inputs, attributes, upstream_of(inputs), backend="onnxruntime")
+    assert list(found) == list(qmoe_node.gradients(inputs, attributes, upstream_of(inputs)))
+    assert_agreement(found, inputs, attributes)
+
+
+def test_a_nan_in_a_logit_makes_its_token_nan_on_both_backends():
+    inputs, attributes = make_layer(router_weights=True, normalize_routing_weights=1)
+    inputs["router_probs"][1, 2] = np.nan
+    found = qmoe_node.gradients(inputs, attributes, upstream_of(inputs), wrt=["input", "router_weights"])
+    for gradient in found.values():
+        assert np.isnan(gradient).all(axis=1).tolist() == [False, True, False, False, False]
+    assert_agreement({port: run_native(inputs, attributes)[port] for port in found}, inputs, attributes)
+
+
+@pytest.mark.parametrize("kind", ["float", "float16"])
+def test_a_file_of_standard_operators(kind, tmp_path):
+    inputs, attributes = make_layer(kind=kind, activation_type="swiglu", swiglu_fusion=2, block_size=16)
+    wrt = every_port(inputs)
+    graph, feeds = gradient_graph(inputs, attributes, wrt)
+    path = tmp_path / "gradients.onnx"
+    runtime.save(graph, path, target="portable")
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert {entry.domain for entry in model.opset_import} == {"", "qmoe.portable"}
+    results = onnxruntime.InferenceSession(path).run([f"to_{port}" for port in wrt], feeds)
+    assert_agreement(dict(zip(wrt, results, strict=True)), inputs, attributes)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+def test_graphs_with_a_node(backend):
+    inputs, attributes = make_layer(kind="float16", activation_type="geglu", swiglu_fusion=1)
+    session = Session(graph_of(inputs, attributes), backend)
+    session.forward({name: inputs[name] for name in ("input", "router_probs")})
+    wanted = [port for port in DIFFERENTIABLE if port in inputs]
+    assert_agreement(session.backward({"y": upstream_of(inputs)}, wanted), inputs, attributes)
+    assert session.last_run.kept == {"moe": inputs["input"].nbytes + inputs["router_probs"].nbytes}
+    assert list(session.backward({"y": 1.0}, ["fc1_scales"])) == ["fc1_scales"]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+def test_the_coefficient_multiplies_only_what_goes_to_other_nodes(backend):
+    inputs, attributes = make_layer(router_weights=True)
+    feeds = {name: inputs[name] for name in ("input", "router_probs", "router_weights")}
+    wanted = [port for port in DIFFERENTIABLE if port in inputs]
+    plain, scaled = (Session(graph_of(inputs, attributes, **{"lda coeff": value}), backend) for value in (1.0, 0.25))
+    for session in (plain, scaled):
+        session.forward(feeds)
+    before, after = (session.backward({"y": upstream_of(inputs)}, wanted) for session in (plain, scaled))
+    for port in wanted:
+        factor = 0.25 if port in feeds else 1
+        np.testing.assert_allclose(after[port], factor * before[port], rtol=1e-6)
+
+
+def test_a_node_that_is_not_in_training_keeps_nothing():
+    inputs, attributes = make_layer()
+    session = Session(graph_of(inputs, attributes, **{"training?": False}), "numpy")
+    session.forward({name: inputs[name] for name in ("input", "router_probs")})
+    with pytest.raises(GraphError, match="keeps nothing for the backward pass") as caught:
+        session.backward({"y": 1.0})
+    assert [(finding.node, finding.port) for finding in caught.value.findings] == [("moe", "training?")]
+    assert not session.last_run.kept
+
+
+def test_gradients_of_gradients_stop_with_a_sentence():
+    inputs, attributes = make_layer()
+    graph, feeds = gradient_graph(inputs, attributes, ["input"])
+    session = Session(graph, "numpy")
+    session.forward(feeds)
+    with pytest.raises(GraphError, match="qmoe.QMoEGrad has no gradient"):
+        session.backward({"to_input": 1.0}, ["input"])
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+def test_gradients_flow_through_to_nodes_before(backend):
+    inputs, attributes = make_layer(activation_type="silu", normalize_routing_weights=1)
+    graph = graph_of(inputs, attributes)
+    rng = np.random.default_rng(5)
+    router = rng.standard_normal((32, 4)).astype(np.float32)
+    graph.remove("router_probs")
+    graph.add("Initializer", "router", parameters={"tensor": Tensor.from_array(router)})
+    graph.add("MatMul", "logits")
+    graph.wire("input.value", "logits.A")
+    graph.wire("router.value", "logits.B")
+    graph.wire("logits.Y", "moe.router_probs")
+    session = Session(graph, backend)
+    session.forward({"input": inputs["input"]})
+    found = session.backward({"y": upstream_of(inputs)}, ["input", "router"])
+    inputs["router_probs"] = inputs["input"] @ router
+    own = qmoe_node.gradients(inputs, attributes, upstream_of(inputs))
+    expected = {
+        "input": own["input"] + own["router_probs"] @ router.T,
+        "router": inputs["input"].T @ own["router_probs"],
+    }
+    for name, gradient in expected.items():
+        assert np.abs(found[name] - gradient).max() <= 1e-5 * np.abs(gradient).max()
+
+
+def test_the_operator_knows_its_outputs_and_what_is_wrong():
+    inputs, attributes = make_layer(kind="float16", activation_type="swiglu", swiglu_fusion=1)
+    graph, _ = gradient_graph(inputs, attributes, ["fc1_experts_weights", "fc1_scales", "input"])
+    types = [str(Checker(graph).type_of(PortRef("grad", f"gradients.{index}"))) for index in range(3)]
+    assert types == ["tensor(float) [4, 96, 32]", "tensor(float16) [4, 96]", "tensor(float16) [5, 32]"]
+    graph.set("grad", "wrt", ["input", "fc1_zero_points", "nothing"])
+    assert [(finding.node, finding.port) for finding in check(graph)] == [("grad", "wrt")] * 2

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -86,6 +86,10 @@ def _write(tape: Tape, layer: Layer, operands: Mapping[str, Operand], wrt: Seque
     return results
 
 
+Rows: TypeAlias = "dict[str, tuple[Expr, tuple[int, ...]]]"
+"""By port: what experts add to the gradient of a tensor of the layer, and the shape that it has for each expert."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Weights:
     """One expert's weights of a projection, before and after scaling, float32 [rows, columns]."""
@@ -140,9 +144,7 @@ class _Backward:
                 found[port] = op.Expand(number(op, 0), op.Shape(Expr(op, self.operands[port].value)))
         return found
 
-    def _loop(
-        self, indices: Expr, weights: Expr, used: Expr
-    ) -> tuple[Expr, Expr, dict[str, tuple[Expr, tuple[int, ...]]]]:
+    def _loop(self, indices: Expr, weights: Expr, used: Expr) -> tuple[Expr, Expr, Rows]:
         """The gradients of the tokens [T, hidden] and of the mixing weights [T, k]; and by port those of the layer's
         tensors, a row for each expert that is used, with the shape of one row."""
         outer, layer = self.op.tape, self.layer
@@ -176,7 +178,7 @@ class _Backward:
 
     def _expert(
         self, op: Formulas, expert: ir.Value, tokens: Expr, upstream: Expr, share: Expr
-    ) -> tuple[Expr | None, Expr, dict[str, tuple[Expr, tuple[int, ...]]]]:
+    ) -> tuple[Expr | None, Expr, Rows]:
         """One expert's part: the gradients of its tokens [t, hidden], if wanted, and of their mixing weights [t, 1];
         and its rows of those of the layer's tensors."""
         layer, tape = self.layer, op.tape
@@ -184,7 +186,7 @@ class _Backward:
         first = self._project(op, layer.fc1, weights["fc1"], expert, tokens)
         third = None if layer.fc3 is None else self._project(op, layer.fc3, weights["fc3"], expert, tokens)
         inner = expression(op, activate(tape, layer, first.value, None if third is None else third.value))
-        sums: dict[str, tuple[Expr, tuple[int, ...]]] = {}
+        sums: Rows = {}
         # W^T dy without the mixing weight, from which the weight's own gradient, dy . (W z + b), follows.
         back = op.MatMul(upstream, expression(op, weights["fc2"].scaled))
         own = row_sum(op, back * inner)
@@ -223,7 +225,7 @@ class _Backward:
         x: Expr,
         g: Expr,
         outgoing: Expr,
-        sums: dict[str, tuple[Expr, tuple[int, ...]]],
+        sums: Rows,
     ) -> None:
         """An expert's rows of the gradients of a projection's tensors: that of W is g^T x, that of b the sum of
         `outgoing`."""

@@ -576,3 +576,21 @@ def test_the_operator_knows_its_outputs_and_what_is_wrong():
     assert types == ["tensor(float) [4, 96, 32]", "tensor(float16) [4, 96]", "tensor(float16) [5, 32]"]
     graph.set("grad", "wrt", ["input", "fc1_zero_points", "nothing"])
     assert [(finding.node, finding.port) for finding in check(graph)] == [("grad", "wrt")] * 2
+
+
+def test_scales_that_another_node_computes_leave_the_backward_pass_with_onnx_runtime():
+    inputs, attributes = make_layer(block_size=16)
+    graph = graph_of(inputs, attributes)
+    graph.remove("fc1_scales")
+    logarithms = np.log(inputs["fc1_scales"])
+    graph.add("Initializer", "logarithms", parameters={"tensor": Tensor.from_array(logarithms)})
+    graph.add("Exp", "scales")
+    graph.wire("logarithms.value", "scales.input")
+    graph.wire("scales.output", "moe.fc1_scales")
+    session = Session(graph, "onnxruntime")
+    session.forward({name: inputs[name] for name in ("input", "router_probs")})
+    found = session.backward({"y": upstream_of(inputs)}, ["logarithms"])["logarithms"]
+    expected = qmoe_node.gradients(inputs, attributes, upstream_of(inputs))["fc1_scales"] * inputs["fc1_scales"]
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    ((_, engine),) = session._current._backwards.values()
+    assert engine.placement.backends["moe"] == "onnxruntime"

@@ -93,7 +93,7 @@ def extract(model: ir.Model, piece: Piece) -> ir.Model:
         if value in set(model.graph.inputs):
             inputs.append(old)
             continue
-        new = ir.Value(name=value.name, type=value.type)
+        new = ir.Value(name=value.name, type=value.type, shape=value.shape)
         old.replace_all_uses_with(new)
         inputs.append(new)
     graph.remove([node for index, node in enumerate(nodes) if index not in kept])

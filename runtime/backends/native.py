@@ -201,11 +201,10 @@ class NativePiece:
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile
-        for name, value in self._weights.items():
+        for name, value in self._weights.values.items():
             options.add_initializer(name, value)
-        size = sum(value.tensor_size_in_bytes() for value in self._weights.values())
         try:
-            with weights_folder(size) as folder, _without_warnings(bool(self._feeds)):
+            with weights_folder(self._weights) as folder, _without_warnings(bool(self._feeds)):
                 if folder is not None:
                     options.add_session_config_entry(
                         "session.model_external_initializers_file_folder_path", str(folder)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,11 @@ INLINE_BYTES = 4096
 """Initializers up to this size stay in the model: ONNX Runtime's fusions look at small constants there."""
 
 WEIGHTS_FILE = "weights"
+
+READ_BY_KERNELS_ONLY = frozenset(
+    ("com.microsoft", operator) for operator in ("QMoE", "MatMulNBits", "GatherBlockQuantized")
+)
+"""Operators whose quantized weights no optimization of ONNX Runtime looks at."""
 
 
 def is_foreign(element: ElementType) -> bool:
@@ -68,34 +74,72 @@ def from_ort(value: onnxruntime.OrtValue) -> Any:
     return Tensor(element, value.shape(), raw).array()
 
 
-def detach_weights(model: ir.Model) -> dict[str, onnxruntime.OrtValue]:
-    """Takes the large initializers out of a model, which afterwards names a file for them; returns them by name.
+@dataclass(slots=True)
+class Weights:
+    """The large initializers of a model, which names a file for them: by name, and where they lie in it.
+
+    `read` are those whose bytes ONNX Runtime may look at in the file while it optimizes the graph.
+    """
+
+    values: dict[str, onnxruntime.OrtValue] = field(default_factory=dict)
+    size: int = 0
+    read: list[tuple[int, Tensor]] = field(default_factory=list)
+
+
+def detach_weights(model: ir.Model) -> Weights:
+    """Takes the large initializers out of a model.
 
     Those that are inputs too stay: ONNX Runtime must be able to replace them.
     """
     import onnx_ir as ir
 
-    weights: dict[str, onnxruntime.OrtValue] = {}
-    offset = 0
+    weights = Weights()
     inputs = set(model.graph.inputs)
+    varying = _varying(model.graph)
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None or value in inputs or tensor.dtype == ir.DataType.STRING:
             continue
         if tensor.nbytes <= INLINE_BYTES:
             continue
-        weights[name] = ort_value(document_tensor(tensor))
+        own = document_tensor(tensor)
+        weights.values[name] = ort_value(own)
+        if not _is_left_alone(value, varying):
+            weights.read.append((weights.size, own))
         value.const_value = ir.ExternalTensor(
             WEIGHTS_FILE,
-            offset,
+            weights.size,
             tensor.nbytes,
             tensor.dtype,
             shape=ir.Shape(tensor.shape.numpy()),
             name=name,
             base_dir="",
         )
-        offset += tensor.nbytes
+        weights.size += tensor.nbytes
     return weights
+
+
+def _is_left_alone(value: ir.Value, varying: Set[ir.Value]) -> bool:
+    """Whether ONNX Runtime reads an initializer in kernels only, as the value that it is given.
+
+    It folds constants and fuses nodes with what the file says. It does so with nothing that holds quantized weights,
+    as long as another input of the node is no constant.
+    """
+    if value.dtype is None or value.dtype.is_floating_point() or not value.uses():
+        return False
+    return all(
+        (use.node.domain, use.node.op_type) in READ_BY_KERNELS_ONLY and not varying.isdisjoint(use.node.inputs)
+        for use in value.uses()
+    )
+
+
+def _varying(graph: ir.Graph) -> set[ir.Value]:
+    """The values of a graph that depend on its inputs."""
+    varying = set(graph.inputs)
+    for node in graph:
+        if not varying.isdisjoint(node.inputs):
+            varying.update(node.outputs)
+    return varying
 
 
 def document_tensor(tensor: Any) -> Tensor:
@@ -105,20 +149,26 @@ def document_tensor(tensor: Any) -> Tensor:
 
 
 @contextmanager
-def weights_folder(size: int) -> Iterator[Path | None]:
-    """A folder with a file of `size` bytes, all holes: ONNX Runtime wants the file to exist and never reads it.
+def weights_folder(weights: Weights) -> Iterator[Path | None]:
+    """A folder with the file that a model without its weights names: ONNX Runtime wants it to exist.
 
-    None if there are no weights to put there.
+    It holds what may be read there, and holes for all else. None if there are no weights. FileError if there is no
+    room for it.
     """
-    if not size:
+    if not weights.size:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="qmoe-") as folder:
         path = Path(folder, WEIGHTS_FILE)
         try:
             with path.open("wb") as file:
-                file.truncate(size)
+                for offset, tensor in weights.read:
+                    file.seek(offset)
+                    file.write(np.ascontiguousarray(tensor.raw()).data)
+                file.truncate(weights.size)
         except OSError as error:
             reason = error.strerror or error
-            raise FileError(path, f"a file of {size:,} bytes, all holes, cannot be made there: {reason}.") from error
+            raise FileError(
+                path, f"a file for {weights.size:,} bytes of weights cannot be made there: {reason}."
+            ) from error
         yield Path(folder)

@@ -1,0 +1,472 @@
+"""Rules of standard operators beside central differences, over shapes, attributes and broadcasts that hypothesis draws."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from runtime import Graph, GraphError, Session, Tensor
+from tests.gradient_checks import compare, graph_of
+from tests.gradient_table import case_graph, node_cases
+
+EXAMPLES = settings(deadline=None, max_examples=12)
+LIMIT = 2e-5
+BETWEEN = 1e-9
+
+seeds = st.integers(0, 1 << 16)
+shapes = st.lists(st.integers(1, 3), min_size=0, max_size=3).map(tuple)
+
+
+def spread(random: np.random.Generator, shape: tuple[int, ...], low: float = -2, high: float = 2) -> np.ndarray:
+    """Numbers in a range with gaps between them and around the corners of operators: 0, 1, 3."""
+    size = math.prod(shape)
+    numbers = np.linspace(low, high, size + 2)[1:-1] + random.uniform(-0.02, 0.02)
+    for corner in (-3, -1, -0.5, 0, 0.5, 1, 3):
+        numbers = np.where(np.abs(numbers - corner) < 0.01, numbers + 0.02, numbers)
+    return np.asarray(random.permutation(numbers).reshape(shape))
+
+
+def check(graph: Graph, inputs: dict[str, np.ndarray], limit: float = LIMIT, **options: Any) -> None:
+    comparison = compare(graph, inputs, **options)
+    assert comparison.tried
+    assert comparison.slopes < limit
+    assert comparison.onnxruntime is None or comparison.onnxruntime < BETWEEN
+
+
+UNARY: dict[str, tuple[float, float, dict[str, Any]]] = {
+    **dict.fromkeys(
+        """Abs Asinh Atan Cos Cosh Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Mish Neg Relu Selu Sigmoid
+        Sin Sinh Softplus Softsign Swish Tanh ThresholdedRelu Shrink""".split(),
+        (-2.0, 2.0, {}),
+    ),
+    **dict.fromkeys(("Acos", "Asin", "Atanh"), (-0.9, 0.9, {})),
+    **dict.fromkeys(("Log", "Sqrt", "Reciprocal"), (0.1, 2.0, {})),
+    "Acosh": (1.1, 3.0, {}),
+    "Tan": (-1.2, 1.2, {}),
+}
+
+
+@pytest.mark.parametrize("operator", UNARY)
+@EXAMPLES
+@given(shape=shapes, seed=seeds, symbolic=st.booleans())
+def test_one_argument(operator: str, shape: tuple[int, ...], seed: int, symbolic: bool) -> None:
+    low, high, attributes = UNARY[operator]
+    port = {"Dropout": "data"}.get(operator)
+    probe = Graph("probe")
+    probe.add(operator, "node")
+    node_type = probe.node_type("node")
+    assert node_type is not None
+    inputs = {port or node_type.inputs[0].name: spread(np.random.default_rng(seed), shape, low, high)}
+    check(graph_of(operator, inputs, attributes, symbolic=symbolic), inputs)
+
+
+@pytest.mark.parametrize(
+    ("operator", "attributes"),
+    [
+        ("Elu", {"alpha": 0.4}),
+        ("Celu", {"alpha": 1.7}),
+        ("Gelu", {"approximate": "tanh"}),
+        ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}),
+        ("LeakyRelu", {"alpha": 0.3}),
+        ("Selu", {"alpha": 1.2, "gamma": 0.8}),
+        ("Shrink", {"lambd": 0.7, "bias": 0.2}),
+        ("Swish", {"alpha": 1.7}),
+        ("ThresholdedRelu", {"alpha": 0.4}),
+    ],
+)
+def test_attributes_of_activations(operator: str, attributes: dict[str, Any]) -> None:
+    port = {"Shrink": "input"}.get(operator, "X")
+    inputs = {port: spread(np.random.default_rng(0), (3, 5), -2.9, 2.9)}
+    check(graph_of(operator, inputs, attributes, opset=24), inputs)
+
+
+@st.composite
+def broadcast(draw: st.DrawFn, count: int = 2) -> list[tuple[int, ...]]:
+    """Shapes that can be broadcast to each other."""
+    full = draw(st.lists(st.integers(1, 3), min_size=0, max_size=3))
+    found = []
+    for _ in range(count):
+        kept = full[draw(st.integers(0, len(full))) :]
+        found.append(tuple(1 if draw(st.booleans()) and draw(st.booleans()) else size for size in kept))
+    return found
+
+
+@pytest.mark.parametrize("operator", ["Add", "Sub", "Mul", "Div", "Pow", "Mod", "PRelu"])
+@EXAMPLES
+@given(pair=broadcast(), seed=seeds, symbolic=st.booleans())
+def test_two_arguments(operator: str, pair: list[tuple[int, ...]], seed: int, symbolic: bool) -> None:
+    random = np.random.default_rng(seed)
+    positive = operator in ("Div", "Pow", "Mod")
+    first = spread(random, pair[0], 0.2 if operator == "Pow" else -2, 2.3)
+    second = spread(random, pair[1], 0.6 if positive else -2, 1.9)
+    ports = {"PRelu": ("X", "slope"), "Pow": ("X", "Y")}.get(operator, ("A", "B"))
+    if operator == "PRelu":  # the slope is broadcast to X, not the other way round
+        assume(np.broadcast_shapes(*pair) == pair[0])
+    if operator == "Mod":
+        quotients = first / second
+        assume(np.abs(quotients - np.round(quotients)).min(initial=1) > 1e-3)
+    inputs = dict(zip(ports, (first, second), strict=True))
+    check(graph_of(operator, inputs, {"fmod": 1} if operator == "Mod" else {}, symbolic=symbolic), inputs)
+
+
+@pytest.mark.parametrize("operator", ["Max", "Min", "Sum", "Mean"])
+@EXAMPLES
+@given(several=broadcast(3), seed=seeds, symbolic=st.booleans())
+def test_many_arguments(operator: str, several: list[tuple[int, ...]], seed: int, symbolic: bool) -> None:
+    random = np.random.default_rng(seed)
+    inputs = {f"data_0.{i}": spread(random, shape, -2 + i / 7, 2) for i, shape in enumerate(several)}
+    check(graph_of(operator, inputs, symbolic=symbolic), {name.replace(".", "_"): x for name, x in inputs.items()})
+
+
+@EXAMPLES
+@given(several=broadcast(3), seed=seeds, symbolic=st.booleans())
+def test_where(several: list[tuple[int, ...]], seed: int, symbolic: bool) -> None:
+    random = np.random.default_rng(seed)
+    inputs: dict[str, np.ndarray] = {"condition": random.random(several[0]) < 0.5}
+    inputs |= {"X": spread(random, several[1]), "Y": spread(random, several[2])}
+    check(graph_of("Where", inputs, symbolic=symbolic), inputs)
+
+
+@EXAMPLES
+@given(shape=shapes, seed=seeds, low=st.booleans(), high=st.booleans())
+def test_clip(shape: tuple[int, ...], seed: int, low: bool, high: bool) -> None:
+    inputs = {"input": spread(np.random.default_rng(seed), shape)}
+    inputs |= ({"min": np.array(-0.733)} if low else {}) | ({"max": np.array(0.871)} if high else {})
+    check(graph_of("Clip", inputs), inputs)
+
+
+REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+ReduceSumSquare""".split()
+
+
+@pytest.mark.parametrize("operator", REDUCTIONS)
+@EXAMPLES
+@given(data=st.data(), seed=seeds, keepdims=st.integers(0, 1), constant=st.booleans())
+def test_reductions(operator: str, data: st.DataObject, seed: int, keepdims: int, constant: bool) -> None:
+    shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3).map(tuple))
+    axes = data.draw(st.lists(st.integers(-len(shape), len(shape) - 1), max_size=2, unique_by=lambda a: a % len(shape)))
+    random = np.random.default_rng(seed)
+    inputs = {"data": spread(random, shape, 0.2 if operator == "ReduceLogSum" else -2, 2)}
+    attributes = {"keepdims": keepdims, "noop_with_empty_axes": data.draw(st.integers(0, 1))}
+    assume(axes or not (attributes["noop_with_empty_axes"] and operator != "ReduceSum"))
+    if axes:
+        inputs["axes"] = np.array(axes, np.int64)
+    check(graph_of(operator, inputs, attributes, constants=("axes",) if constant else ()), inputs)
+
+
+def test_the_product_of_zeros() -> None:
+    inputs = {"data": np.array([[2.0, 3, 4], [0, 3, 4], [0, 0, 4]])}
+    gradient = _gradient(
+        graph_of("ReduceProd", inputs | {"axes": np.array([1])}, {"keepdims": 0}, constants=("axes",)), inputs
+    )
+    np.testing.assert_array_equal(gradient, [[12, 8, 6], [12, 0, 0], [0, 0, 0]])
+
+
+def _gradient(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    session = Session(graph, "numpy")
+    session.forward(inputs)
+    return session.backward({"y0": 1.0})[next(iter(inputs))]
+
+
+@EXAMPLES
+@given(data=st.data(), seed=seeds, operator=st.sampled_from(["Softmax", "LogSoftmax", "CumSum"]))
+def test_along_an_axis(data: st.DataObject, seed: int, operator: str) -> None:
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    x = spread(np.random.default_rng(seed), shape)
+    if operator == "CumSum":
+        flags = {name: data.draw(st.integers(0, 1)) for name in ("exclusive", "reverse")}
+        inputs = {"x": x, "axis": np.array(axis)}
+        check(graph_of(operator, inputs, flags), inputs)
+    else:
+        check(graph_of(operator, {"input": x}, {"axis": axis}), {"input": x})
+
+
+@EXAMPLES
+@given(data=st.data(), seed=seeds, symbolic=st.booleans())
+def test_matrix_products(data: st.DataObject, seed: int, symbolic: bool) -> None:
+    batch = data.draw(broadcast())
+    rows, inner, columns = (data.draw(st.integers(1, 3)) for _ in range(3))
+    a = data.draw(st.sampled_from([(inner,), (*batch[0], rows, inner)]))
+    b = data.draw(st.sampled_from([(inner,), (*batch[1], inner, columns)]))
+    random = np.random.default_rng(seed)
+    inputs = {"A": spread(random, a), "B": spread(random, b)}
+    check(graph_of("MatMul", inputs, symbolic=symbolic), inputs)
+
+
+@EXAMPLES
+@given(data=st.data(), seed=seeds)
+def test_gemm(data: st.DataObject, seed: int) -> None:
+    m, k, n = (data.draw(st.integers(1, 3)) for _ in range(3))
+    flip_a, flip_b = data.draw(st.integers(0, 1)), data.draw(st.integers(0, 1))
+    random = np.random.default_rng(seed)
+    inputs = {"A": spread(random, (k, m) if flip_a else (m, k)), "B": spread(random, (n, k) if flip_b else (k, n))}
+    bias = data.draw(st.sampled_from([None, (), (n,), (m, 1), (1, n), (m, n)]))
+    if bias is not None:
+        inputs["C"] = spread(random, bias)
+    check(graph_of("Gemm", inputs, {"transA": flip_a, "transB": flip_b, "alpha": 0.7, "beta": 1.3}), inputs)
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes"),
+    [
+        ("ij,jk->ik", [(2, 3), (3, 2)]),
+        ("bij,bkj->bik", [(2, 2, 3), (2, 3, 3)]),
+        ("i,i->", [(3,), (3,)]),
+        ("ij->j", [(2, 3)]),
+        ("ij", [(2, 3)]),
+        ("i,j,k->kji", [(2,), (3,), (2,)]),
+        ("...ij,...jk->...ik", [(2, 2, 3), (3, 2)]),
+        ("...i->...", [(2, 3)]),
+    ],
+)
+def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    random = np.random.default_rng(0)
+    inputs = {f"Inputs.{index}": spread(random, shape) for index, shape in enumerate(shapes)}
+    graph = graph_of("Einsum", inputs, {"equation": equation})
+    check(graph, {name.replace(".", "_"): x for name, x in inputs.items()})
+
+
+MOVES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("Concat", {"inputs.0": (2, 3), "inputs.1": (2, 1), "inputs.2": (2, 2)}, {"axis": -1}),
+    ("DepthToSpace", {"input": (1, 8, 2, 3)}, {"blocksize": 2, "mode": "CRD"}),
+    ("DepthToSpace", {"input": (1, 8, 2, 3)}, {"blocksize": 2}),
+    ("Expand", {"input": (3, 1), "shape": np.array([2, 3, 4])}, {}),
+    ("Flatten", {"input": (2, 3, 2)}, {"axis": 2}),
+    ("Gather", {"data": (3, 4), "indices": np.array([[0, 2], [2, -1]])}, {}),
+    ("Gather", {"data": (3, 4), "indices": np.array([[0, 2], [2, -1]])}, {"axis": 1}),
+    ("GatherElements", {"data": (3, 3), "indices": np.array([[0, 2, 2], [1, 1, -1]])}, {"axis": 0}),
+    ("GatherND", {"data": (3, 3, 2), "indices": np.array([[0, 1], [0, 1], [2, -1]])}, {}),
+    ("GatherND", {"data": (2, 3, 2), "indices": np.array([[1], [0]])}, {"batch_dims": 1}),
+    ("Pad", {"data": (3, 4), "pads": np.array([1, 0, 2, 1]), "constant_value": ()}, {}),
+    ("Pad", {"data": (3, 4), "pads": np.array([-1, 0, 2, -2])}, {}),
+    ("Pad", {"data": (3, 4), "pads": np.array([1, 2, 2, 1])}, {"mode": "reflect"}),
+    ("Pad", {"data": (3, 4), "pads": np.array([1, 2, 2, 1])}, {"mode": "edge"}),
+    ("Pad", {"data": (3, 4), "pads": np.array([1, 2]), "axes": np.array([-1])}, {"mode": "wrap"}),
+    ("Reshape", {"data": (3, 4), "shape": np.array([2, -1, 0 + 3])}, {}),
+    ("ReverseSequence", {"input": (4, 2), "sequence_lens": np.array([3, 1])}, {}),
+    ("ScatterElements", {"data": (3, 3), "indices": np.array([[1, 0, 2]]), "updates": (1, 3)}, {"axis": 0}),
+    (
+        "ScatterElements",
+        {"data": (3, 3), "indices": np.array([[1, 1, 1]]), "updates": (1, 3)},
+        {"axis": 1, "reduction": "add"},
+    ),
+    ("ScatterND", {"data": (4, 2), "indices": np.array([[1], [3]]), "updates": (2, 2)}, {}),
+    ("ScatterND", {"data": (4, 2), "indices": np.array([[1], [1]]), "updates": (2, 2)}, {"reduction": "add"}),
+    ("Slice", {"data": (4, 5), "starts": np.array([1, -4]), "ends": np.array([9, -1])}, {}),
+    (
+        "Slice",
+        {
+            "data": (4, 5),
+            "starts": np.array([-1]),
+            "ends": np.array([-9]),
+            "axes": np.array([1]),
+            "steps": np.array([-2]),
+        },
+        {},
+    ),
+    ("SpaceToDepth", {"input": (1, 2, 4, 2)}, {"blocksize": 2}),
+    ("Split", {"input": (5, 2), "split": np.array([1, 0, 4])}, {"axis": 0}),
+    ("Squeeze", {"data": (1, 3, 1), "axes": np.array([0])}, {}),
+    ("Tile", {"input": (2, 3), "repeats": np.array([2, 3])}, {}),
+    ("TopK", {"X": (3, 4), "K": np.array([2])}, {"axis": 0, "largest": 0}),
+    ("Transpose", {"data": (2, 3, 4)}, {"perm": [2, 0, 1]}),
+    ("Transpose", {"data": (2, 3)}, {}),
+    ("Trilu", {"input": (3, 4), "k": np.array(1)}, {"upper": 0}),
+    ("Unsqueeze", {"data": (2, 3), "axes": np.array([0, -1])}, {}),
+]
+
+
+@pytest.mark.parametrize("constant", [True, False])
+@pytest.mark.parametrize(("operator", "given_", "attributes"), MOVES)
+def test_moves(operator: str, given_: dict[str, Any], attributes: dict[str, Any], constant: bool) -> None:
+    """With positions that are constants, and with ones that are known in the run only."""
+    random = np.random.default_rng(1)
+    inputs = {port: spread(random, v) if isinstance(v, tuple) else v for port, v in given_.items()}
+    integers = tuple(port for port, value in inputs.items() if value.dtype.kind == "i")
+    if not constant and (not integers or (operator, constant) == ("Split", False)):
+        pytest.skip("there are none, or the number of parts depends on them")
+    outputs = {"Split": 3, "TopK": 2}.get(operator)
+    graph = graph_of(operator, inputs, attributes, constants=integers if constant else (), outputs=outputs)
+    fed = {port.replace(".", "_"): x for port, x in inputs.items() if not constant or port not in integers}
+    check(graph, fed)
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> tuple[int, dict[str, Any], list[int]]:
+    """A number of dimensions, the attributes of a window, and sizes that it fits into."""
+    rank = draw(st.integers(1, 2))
+    numbers = st.lists(st.integers(1, 2), min_size=rank, max_size=rank)
+    kernel = draw(st.lists(st.integers(1, 3), min_size=rank, max_size=rank))
+    attributes = {"kernel_shape": kernel, "strides": draw(numbers), "dilations": draw(numbers)}
+    pads = [draw(st.integers(0, size - 1)) for size in kernel]
+    attributes["pads"] = [*pads, *(draw(st.integers(0, size - 1)) for size in kernel)]
+    sizes = [d * (k - 1) + 1 + draw(st.integers(0, 3)) for k, d in zip(kernel, attributes["dilations"], strict=True)]
+    return rank, attributes, sizes
+
+
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose"])
+@EXAMPLES
+@given(window=windows(), group=st.integers(1, 2), seed=seeds, bias=st.booleans(), symbolic=st.booleans())
+def test_convolutions(operator: str, window: Any, group: int, seed: int, bias: bool, symbolic: bool) -> None:
+    _, attributes, sizes = window
+    random = np.random.default_rng(seed)
+    each, made = 2, 3
+    weights = (group * made, each) if operator == "Conv" else (group * each, made)
+    inputs = {
+        "X": spread(random, (2, group * each, *sizes)),
+        "W": spread(random, (*weights, *attributes["kernel_shape"])),
+    }
+    if operator == "ConvTranspose":
+        extents = [
+            s * (n - 1) + d * (k - 1) + 1 - b - e
+            for n, s, d, k, b, e in zip(
+                sizes,
+                attributes["strides"],
+                attributes["dilations"],
+                attributes["kernel_shape"],
+                attributes["pads"][: len(sizes)],
+                attributes["pads"][len(sizes) :],
+                strict=True,
+            )
+        ]
+        assume(min(extents) > 0)
+    if bias:
+        inputs["B"] = spread(random, (group * made,))
+    check(graph_of(operator, inputs, attributes | {"group": group}, symbolic=symbolic), inputs)
+
+
+@pytest.mark.parametrize("operator", ["AveragePool", "MaxPool", "LpPool"])
+@EXAMPLES
+@given(window=windows(), seed=seeds, ceil=st.integers(0, 1), include=st.integers(0, 1))
+def test_pools(operator: str, window: Any, seed: int, ceil: int, include: int) -> None:
+    rank, attributes, sizes = window
+    attributes = attributes | {"ceil_mode": ceil}
+    if operator == "AveragePool":
+        attributes["count_include_pad"] = include
+        assume(not ceil)  # ONNX Runtime and the reference differ about what lies beyond the padding
+    x = spread(np.random.default_rng(seed), (2, 2, *sizes), 0.1 if operator == "LpPool" else -2, 2)
+    if operator == "LpPool":
+        attributes["p"] = 3
+        assume(not ceil and attributes["dilations"] == [1] * rank)
+    # A window that lies in the padding alone has no largest element.
+    assume(all(p < k for p, k in zip(attributes["pads"], attributes["kernel_shape"] * 2, strict=True)))
+    extents = [d * (k - 1) for d, k in zip(attributes["dilations"], attributes["kernel_shape"], strict=True)]
+    assume(all(p <= e // 2 for p, e in zip(attributes["pads"], extents * 2, strict=True)))
+    check(graph_of(operator, {"X": x}, attributes, outputs=1), {"X": x})
+
+
+@pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "AveragePool", "MaxPool"])
+def test_chosen_padding(operator: str, pad: str) -> None:
+    random = np.random.default_rng(2)
+    attributes = {"auto_pad": pad, "kernel_shape": [3, 2], "strides": [2, 1]}
+    inputs = {"X": spread(random, (1, 2, 5, 4))}
+    if operator.startswith("Conv"):
+        inputs["W"] = spread(random, (2, 2, 3, 2))
+    check(graph_of(operator, inputs, attributes, outputs=1), inputs)
+
+
+@pytest.mark.parametrize("name", [*node_cases()])
+def test_onnx_own_cases(name: str) -> None:
+    """One of ONNX's own node tests for every operator that has one."""
+    graph, inputs = case_graph(node_cases()[name])
+    check(graph, inputs, native=False)
+
+
+def test_an_operator_without_a_gradient_is_named_with_the_way_to_it() -> None:
+    graph = Graph("g", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [2, 2]})
+    weights = Tensor.from_array(np.eye(2, dtype=np.float32))
+    graph.add("Initializer", "w", parameters={"tensor": weights, "training_type": "trainable weight"})
+    for id, type in (("product", "MatMul"), ("det", "Det"), ("double", "Add")):
+        graph.add(type, id)
+    graph.add("Output", "loss")
+    for source, target in (
+        ("x.value", "product.A"),
+        ("w.value", "product.B"),
+        ("product.Y", "det.X"),
+        ("det.Y", "double.A"),
+        ("det.Y", "double.B"),
+        ("double.C", "loss.value"),
+    ):
+        graph.wire(source, target)
+    session = Session(graph)
+    session.forward({"x": np.eye(2, dtype=np.float32)})
+    with pytest.raises(GraphError, match=r"det: Det has no gradient.* loss <- double <- det <- product <- w") as caught:
+        session.backward({"loss": 1.0}, ["w"])
+    assert caught.value.findings[0].node == "det"
+
+
+def test_the_coefficient_is_for_previous_nodes_only() -> None:
+    graph = Graph("g", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(double)", "shape": [2, 3]})
+    weights = Tensor.from_array(np.arange(6.0).reshape(3, 2))
+    graph.add("Initializer", "w", parameters={"tensor": weights, "training_type": "trainable weight"})
+    graph.add("Tanh", "before")
+    graph.add("MatMul", "node")
+    graph.add("Output", "y")
+    for source, target in (
+        ("x.value", "before.input"),
+        ("before.output", "node.A"),
+        ("w.value", "node.B"),
+        ("node.Y", "y.value"),
+    ):
+        graph.wire(source, target)
+    found = []
+    for coefficient in (1.0, 0.25):
+        graph.set("node", "lda coeff", coefficient)
+        session = Session(graph)
+        session.forward({"x": np.linspace(-1, 1, 6).reshape(2, 3)})
+        found.append(session.backward({"y": 1.0}))
+    np.testing.assert_allclose(found[1]["x"], 0.25 * found[0]["x"], rtol=1e-12)
+    np.testing.assert_array_equal(found[1]["w"], found[0]["w"])
+
+
+def test_a_node_that_is_not_in_training_mode_keeps_nothing() -> None:
+    inputs = {"X": np.array([0.5, -0.5])}
+    graph = graph_of("Relu", inputs)
+    graph.set("node", "training?", False)
+    session = Session(graph, "numpy")
+    session.forward(inputs)
+    with pytest.raises(GraphError, match=r"node.training\?: .*Switch training\? on"):
+        session.backward({"y0": 1.0})
+    graph = graph_of("Neg", inputs)  # whose gradient needs nothing of it
+    graph.set("node", "training?", False)
+    session = Session(graph, "numpy")
+    session.forward(inputs)
+    np.testing.assert_array_equal(session.backward({"y0": 1.0})["X"], [-1, -1])
+
+
+def test_what_an_output_does_not_depend_on_has_a_gradient_of_zeros() -> None:
+    graph = graph_of("Add", {"A": np.ones(2), "B": np.ones(2)})
+    graph.add("Input", "other", parameters={"type": "tensor(double)", "shape": [3]})
+    graph.add("Output", "z")
+    graph.wire("other.value", "z.value")
+    session = Session(graph)
+    session.forward({"A": np.ones(2), "B": np.ones(2), "other": np.ones(3)})
+    np.testing.assert_array_equal(session.backward({"y0": 1.0})["other"], np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("gradients", "wanted", "expected"),
+    [
+        ({}, None, "starts at an output"),
+        ({"lost": 1.0}, None, "no such output"),
+        ({"y0": np.ones(3)}, None, r"must have its shape, \[2\]; \[3\] came"),
+        ({"y0": "much"}, None, "array of numbers"),
+        ({"y0": 1.0}, ["lost"], "no input and no initializer"),
+    ],
+)
+def test_wrong_questions_are_answered_in_sentences(gradients: Any, wanted: Any, expected: str) -> None:
+    session = Session(graph_of("Neg", {"X": np.ones(2)}))
+    with pytest.raises(GraphError, match="Call forward first"):
+        session.backward({"y0": 1.0})
+    session.forward({"X": np.ones(2)})
+    with pytest.raises(GraphError, match=expected):
+        session.backward(gradients, wanted)

@@ -25,7 +25,7 @@ def evaluate(
     from qmoe_node.checks import layer_of
     from runtime.errors import StudioError
 
-    attributes = {} if attributes is None else attributes
+    attributes, inputs = _plain(attributes), _native(inputs)
     layer = layer_of(inputs, attributes)
     if backend == "numpy":
         from qmoe_node.kernel import forward
@@ -57,7 +57,7 @@ def gradients(
     from qmoe_node.differentiable import check_output_gradient, wanted_ports
     from runtime.errors import StudioError
 
-    attributes = {} if attributes is None else attributes
+    attributes, inputs = _plain(attributes), _native(inputs)
     layer = layer_of(inputs, attributes)
     check_output_gradient(inputs["input"], output_gradient)
     ports = wanted_ports(inputs, wrt)
@@ -103,6 +103,18 @@ def _run_node(
         graph.wire(f"QMoE.{port}", f"output{number}.value")
     session = Session(graph, backend="onnxruntime")
     return session.forward({name: inputs[name] for name in TOKEN_INPUTS if name in inputs})
+
+
+def _native(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inputs in this machine's byte order."""
+    swapped = {name: a for name, a in inputs.items() if not getattr(getattr(a, "dtype", None), "isnative", True)}
+    return {**inputs, **{name: array.astype(array.dtype.newbyteorder("=")) for name, array in swapped.items()}}
+
+
+def _plain(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The attributes, texts as `str`: ONNX's own messages hold them as bytes."""
+    given = {} if attributes is None else attributes
+    return {k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v for k, v in given.items()}
 
 
 def _parameters(attributes: Mapping[str, Any]) -> dict[str, Any]:

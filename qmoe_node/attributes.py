@@ -99,8 +99,8 @@ def _number(name: str, attributes: Mapping[str, Any], complain: Complain) -> flo
         if isinstance(given, str | bytes):
             raise TypeError
         value = float(given)
-    except (TypeError, ValueError):
-        complain(name, f"expected a number; got {given!r}.", code="attribute")
+    except (TypeError, ValueError, OverflowError):
+        complain(name, f"expected a number that a float holds; got {given!r:.40}.", code="attribute")
         return NUMBERS[name]
     if name == "swiglu_limit" and value < 0:
         complain(

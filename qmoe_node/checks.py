@@ -281,6 +281,10 @@ class _Examination:
         fc1, fc2 = projections["fc1"], projections["fc2"]
         if experts is None or hidden is None or inter is None or fc1 is None or fc2 is None:
             return None
+        for columns, fc in ((hidden, "fc1"), (inter, "fc2")):
+            if not columns:
+                self.complain(f"{fc}_experts_weights", "expected at least one column; got 0.", code="shape")
+                return None
         return Layer(experts, hidden, inter, settings, fc1, fc2, projections.get("fc3"))
 
     def tokens(self, experts: Dim, hidden: Dim) -> None:

@@ -10,6 +10,7 @@ from qmoe_node.activations import activate
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.packing import E2M1, codes_of, dequantize, scale, scale_squares, unpack, zero_points
 from qmoe_node.routing import Routing, route
+from runtime.backends.control import checkpoint
 
 TILE_ELEMENTS = 1 << 20
 """How many weights are held as float32 at once, at most (4 MiB), however large the layer."""
@@ -30,6 +31,7 @@ def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
     mixed = np.zeros(tokens.shape, np.float32)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         for expert, rows, choices in by_expert(routing):
+            checkpoint()
             weights = routing.weights[rows, choices, None]
             mixed[rows] += weights * run_expert(layer, inputs, expert, tokens[rows])
         return mixed.astype(given.dtype).reshape(given.shape)

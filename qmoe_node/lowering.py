@@ -16,8 +16,9 @@ from qmoe_node.grouped import write_grouped
 from qmoe_node.layer import Layer
 from qmoe_node.portable import check_opset, layer_at, operands_of, write_layer
 from qmoe_node.relayout import Form, KernelLayer, kernel_form, relayout
-from qmoe_node.standard import as_float, cast_back, choose, row_sum
+from qmoe_node.standard import as_float, cast_back, choose, in_shape_of, row_sum
 from runtime.errors import Finding, Severity
+from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ def lower(site: Site, exact: bool) -> None:
         mixed = _with_kernel(site, layer, tokens, _node_inputs(site, layer, experts), experts.attributes)
         if not experts.exact:
             site.findings.append(_rounded(site))
-    elif form is not None and _runs_as_stored(layer, form):
+    elif form is not None and _runs_as_stored(layer, form) and not (exact and _may_become_constant(site, layer)):
         attributes = form.attributes | {"expert_weight_bits": layer.fc1.bits}
         if layer.settings.block_size and _rank(site, "fc1_scales") == 3:
             attributes["block_size"] = layer.settings.block_size
-        mixed = _with_kernel(site, layer, tokens, _stored_inputs(site, layer), attributes)
+        mixed = _with_kernel(site, layer, tokens, _stored_inputs(site, layer, exact), attributes)
     elif arrays is not None and layer.settings.quant_type != "fp8":
         mixed = write_grouped(site, layer, tokens, arrays, exact)
         if not exact:
@@ -58,7 +59,7 @@ def lower(site: Site, exact: bool) -> None:
         check_opset(site)
         mixed = write_layer(site, layer, tokens, operands_of(site))
     if flat:
-        mixed = site.op("Reshape", [mixed, site.op("Shape", [x])])
+        mixed = in_shape_of(site, mixed, x)
     site.replace(cast_back(site, mixed, x, element))
 
 
@@ -165,7 +166,35 @@ def _runs_as_stored(layer: Layer, form: Form) -> bool:
     return bits in (4, 8) or (bits == 2 and layer.fc1.blocks == layer.fc2.blocks == 1 and not layer.settings.block_size)
 
 
-def _stored_inputs(site: Site, layer: Layer) -> dict[str, ir.Value]:
+def _rounds_with_constant_scales(layer: Layer) -> bool:
+    """Whether the kernel rounds activations where a projection's scales are constants: 8-bit blocks."""
+    return layer.fc1.bits == 8 and bool(layer.settings.block_size)
+
+
+def _may_become_constant(site: Site, layer: Layer) -> bool:
+    """Whether ONNX Runtime will find scales to be constants that it then must not: it folds what no input changes."""
+    if not _rounds_with_constant_scales(layer):
+        return False
+    ports = [projection.port("scales") for projection in (layer.fc1, layer.fc2)]
+    return any(site.constant(port) is None and not _varies(site.inputs[port]) for port in ports)
+
+
+def _varies(value: ir.Value) -> bool:
+    """Whether a value depends on an input of the graph."""
+    seen: set[ir.Value] = set()
+    stack = [value]
+    while stack:
+        current = stack.pop()
+        if current.is_graph_input():
+            return True
+        maker = current.producer()
+        if maker is not None and current not in seen:
+            seen.add(current)
+            stack.extend(given for given in maker.inputs if given is not None)
+    return False
+
+
+def _stored_inputs(site: Site, layer: Layer, exact: bool) -> dict[str, ir.Value]:
     values: dict[str, ir.Value] = {}
     for projection in (layer.fc1, layer.fc2):
         for what in ("experts_weights", "zero_points"):
@@ -174,7 +203,12 @@ def _stored_inputs(site: Site, layer: Layer) -> dict[str, ir.Value]:
         for what in ("scales", "experts_bias"):
             port = projection.port(what)
             if port in site.inputs:
-                values[port] = as_float(site, site.inputs[port], _element(site, port))
+                constant = site.constant(port) if what == "scales" and _rounds_with_constant_scales(layer) else None
+                if exact and constant is not None:
+                    wide = Tensor.from_array(constant.array().astype(np.float32))
+                    values[port] = site.feed(port, wide)
+                else:
+                    values[port] = as_float(site, site.inputs[port], _element(site, port))
                 if what == "scales" and _rank(site, port) == 3 and not layer.settings.block_size:
                     values[port] = site.op("Squeeze", [values[port], site.literal([2], np.int64)])
     return values

@@ -14,7 +14,7 @@ import numpy as np
 
 from qmoe_node.checks import INPUTS, examine
 from qmoe_node.layer import Layer, Projection
-from qmoe_node.standard import activate, as_float, cast_back, choose, mixing_weights
+from qmoe_node.standard import activate, as_float, cast_back, choose, in_shape_of, mixing_weights
 from qmoe_node.standard_weights import Operand, expert_weights, of_expert, readable
 from runtime.errors import GraphError, Severity
 from runtime.tensors import Tensor
@@ -97,7 +97,7 @@ def expand(site: Site) -> None:
         tokens = as_float(tape, x.value, x.element)
         tokens = tape.op("Reshape", [tokens, tape.literal([-1, layer.hidden], np.int64)])
         mixed = write_layer(tape, layer, tokens, inner)
-        mixed = tape.op("Reshape", [mixed, tape.op("Shape", [x.value])])
+        mixed = in_shape_of(tape, mixed, x.value)
         return cast_back(tape, mixed, x.value, x.element)
 
     types = {port: TensorType(ElementType.UINT8 if o.is_bytes else o.element) for port, o in operands.items()}

@@ -16,7 +16,7 @@ import numpy as np
 from qmoe_node.differentiable import WEIGHTS
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.portable import DOMAIN, check_opset, is_read, layer_at, operands_of
-from qmoe_node.standard import activate, as_float, cast_back, choose, mixing_weights
+from qmoe_node.standard import activate, as_float, cast_back, choose, in_shape_of, mixing_weights
 from qmoe_node.standard_gradient import activate_gradient, expression, number, route_gradient, row_sum
 from qmoe_node.standard_weights import (
     Operand,
@@ -76,7 +76,7 @@ def _write(tape: Tape, layer: Layer, operands: Mapping[str, Operand], wrt: Seque
     for port in wrt:
         gradient, operand = gradients[port].value, operands[port]
         if port == "input":
-            gradient = tape.op("Reshape", [gradient, tape.op("Shape", [operand.value])])
+            gradient = in_shape_of(tape, gradient, operand.value)
         elif port.endswith("_scales") and operand.rank == 2:
             gradient = reshape(tape, gradient, layer.experts, -1)
         narrow = operand.element in (ElementType.FLOAT8E4M3FN, ElementType.FLOAT8E8M0)

@@ -25,6 +25,12 @@ def as_float(tape: Tape, value: ir.Value, element: ElementType | None) -> ir.Val
     return value if element is ElementType.FLOAT else tape.op("Cast", [value], to=FLOAT)
 
 
+def in_shape_of(tape: Tape, value: ir.Value, like: ir.Value) -> ir.Value:
+    """The value's elements in the shape of `like`, in which a dimension may be 0."""
+    inputs = [value, tape.op("Shape", [like])]
+    return tape.op("Reshape", inputs, allowzero=1) if tape.opset >= 14 else tape.op("Reshape", inputs)
+
+
 def cast_back(tape: Tape, value: ir.Value, like: ir.Value, element: ElementType | None) -> ir.Value:
     """The float32 value in the type of `like`, which is `element` if that is known."""
     if element is ElementType.FLOAT:

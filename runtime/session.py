@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BACKENDS = ("onnxruntime", "numpy")
 PRECISIONS = ("exact", "fast")
 TRAINABLE = "trainable weight"
+WRITTEN = ("Input", "Initializer", "Constant", "ConstantOfShape")
+"""Types of nodes whose NaN and infinities come from the graph's author, or from its user."""
 MOST_THREADS = 256
 """ONNX Runtime starts as many threads as it is told to, however few cores there are."""
 
@@ -76,8 +78,16 @@ class Session:
     ) -> None:
         _check_choice("backend", backend, BACKENDS)
         _check_choice("precision", precision, PRECISIONS)
-        if threads is not None and not 1 <= threads <= MOST_THREADS:
-            raise GraphError(Finding(f"threads must be 1 to {MOST_THREADS}, or None; {threads} came.", code="option"))
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            raise GraphError(Finding(f"threads must be 1 to {MOST_THREADS}, or None; {threads!r} came.", code="option"))
+        if providers is not None and (
+            isinstance(providers, str)
+            or not isinstance(providers, Sequence)
+            or not all(isinstance(name, str) for name in providers)
+        ):
+            raise GraphError(Finding(f"providers must be names in a list, or None; {providers!r} came.", code="option"))
+        if providers is not None and backend != "onnxruntime":
+            raise GraphError(Finding("providers are ONNX Runtime's; numpy has none.", code="option"))
         if as_is and backend != "onnxruntime":
             raise GraphError(
                 Finding("as_is gives the graph unchanged to ONNX Runtime; numpy is something else.", code="option")
@@ -106,6 +116,7 @@ class Session:
         }
         """Types of the outputs by name, as far as they are known before a run."""
         self.last_run = Run()
+        self._lock = threading.RLock()
         self._checks = [finding for finding in found if finding.severity is not Severity.ERROR]
         self._wanted = tuple(self.outputs)
         self._acceptor = Acceptor(self.inputs, self.optional)
@@ -148,6 +159,22 @@ class Session:
 
         GraphError names the inputs that are missing or not of their type, or the node that failed.
         """
+        if not isinstance(inputs, Mapping):
+            raise GraphError(Finding(f"Inputs are arrays by name; {type(inputs).__name__} came.", code="type"))
+        if cancel is not None and not isinstance(cancel, threading.Event):
+            raise GraphError(Finding(f"cancel is a threading.Event; {cancel!r} came.", code="option"))
+        with self._lock:  # sessions and what they keep are made and forgotten during runs
+            return self._run_forward(inputs, probes, check_numerics, times, progress, cancel)
+
+    def _run_forward(
+        self,
+        inputs: Mapping[str, Any],
+        probes: Iterable[PortRef | str],
+        check_numerics: bool,
+        times: bool,
+        progress: Progress | None,
+        cancel: threading.Event | None,
+    ) -> dict[str, Any]:
         feeds = self._acceptor.accept(inputs)
         prepared = self._current if not self._untyped else self._typed(feeds)
         assert prepared is not None
@@ -161,7 +188,7 @@ class Session:
                 prepared.kept = feeds, dict(zip(names, results, strict=True))
             return dict(zip(self._wanted, results, strict=False))
         control = Control(progress, cancel, {} if times else None)
-        asked = [_parse(probe) for probe in probes]
+        asked = _ports(probes)
         watched = prepared.watched() if check_numerics else []
         values = prepared.values(feeds, self._wanted, [*asked, *watched], control)
         if check_numerics:
@@ -199,9 +226,10 @@ class Session:
             )
         prepared, feeds = self._last
         names = self._wanted_gradients(wanted)
-        asked = [_parse(probe) for probe in probes]
+        asked = _ports(probes)
         control = Control(progress, cancel, {} if times else None)
-        found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
+        with self._lock:
+            found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
         if progress is not None:
             progress(control.total, control.total, "")
         self.last_run = Run(control.times or {}, {str(probe): found[probe] for probe in asked}, kept)
@@ -425,7 +453,7 @@ def _check_numerics(graph: Graph, watched: Iterable[PortRef], values: Mapping[st
     """GraphError about the first node that makes a NaN or an infinity that none of its inputs has."""
     for port in watched:
         inputs = [values[source] for source in graph.inputs_of(port.node).values() if source in values]
-        if not any(_is_float(value) for value in inputs):
+        if graph.nodes[port.node].type in WRITTEN:
             continue  # an input of the graph, or a constant that the author wrote
         for word, test in (("NaN", np.isnan), ("infinite", np.isinf)):
             bad = _where(values[port], test)
@@ -486,7 +514,15 @@ def _element_key(value: Any) -> str:
     return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
 
 
+def _ports(probes: Iterable[PortRef | str]) -> list[PortRef]:
+    if isinstance(probes, str):
+        raise GraphError(Finding(f"probes are several: give a list, [{probes!r}].", code="probe"))
+    return [_parse(probe) for probe in probes]
+
+
 def _parse(probe: PortRef | str) -> PortRef:
+    if not isinstance(probe, PortRef | str):
+        raise GraphError(Finding(f'A probe is an output port, "node.port"; {probe!r} came.', code="probe"))
     try:
         return PortRef.parse(probe)
     except ValueError as error:

@@ -51,6 +51,27 @@ class Control:
         self.times[node] = self.times.get(node, 0.0) + perf_counter() - start
 
 
+_running = threading.local()
+
+
+@contextmanager
+def observed(control: Control) -> Iterator[None]:
+    """Lets kernels that run for long ask, by `checkpoint`, whether this run is still wanted."""
+    before = getattr(_running, "control", None)
+    _running.control = control
+    try:
+        yield
+    finally:
+        _running.control = before
+
+
+def checkpoint() -> None:
+    """Cancelled if the run that calls this kernel is not wanted any more."""
+    control = getattr(_running, "control", None)
+    if control is not None:
+        control.check()
+
+
 @dataclass(slots=True)
 class Placement:
     """Where the nodes of a graph run, and what is worth knowing about that."""

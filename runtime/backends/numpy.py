@@ -14,7 +14,15 @@ import numpy as np
 
 from runtime import catalog
 from runtime.backends import kernels
-from runtime.backends.control import Control, Placement, attribute_values, document_node, named, operator_name
+from runtime.backends.control import (
+    Control,
+    Placement,
+    attribute_values,
+    document_node,
+    named,
+    observed,
+    operator_name,
+)
 from runtime.errors import Finding, GraphError, StudioError
 
 if TYPE_CHECKING:
@@ -202,7 +210,10 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def _call(step: Step, inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
     try:
-        with np.errstate(all="ignore"):  # NaN and infinity are results here; check_numerics looks for them
+        with (
+            observed(control),
+            np.errstate(all="ignore"),
+        ):  # NaN and infinity are results here; check_numerics looks for them
             return step.kernel(inputs, values, control)
     except GraphError as error:
         raise named(error, step.node) from error

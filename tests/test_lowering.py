@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
 import qmoe_node
-from runtime import lowering
+from runtime import Graph, Session, Tensor, lowering
 from runtime.errors import GraphError, Severity
 from tests.qmoe_layers import layers, make_float_layer, make_layer
 from tests.qmoe_models import TOKEN_INPUTS, difference, model_of, run_lowered, run_ort
@@ -357,3 +357,50 @@ def test_layers_of_the_same_form_share_a_function():
     lowering.expand(model)
     assert len(model.functions) == 1
     assert [call.name for call in model.graph] == ["moe", "second"]
+
+
+@pytest.mark.parametrize("port", ["fc1_experts_bias", "fc1_experts_weights", "fc2_scales", "fc1_scales"])
+@pytest.mark.parametrize("how", ["input", "constant expression"])
+def test_8_bit_blocks_stay_exact_where_some_tensors_are_no_initializers(port, how):
+    inputs, attributes = make_layer(bits=(8, 8, 8), block_size=32, hidden=64, inter=64, activation_type="silu")
+    graph = qmoe_graph(inputs, attributes)
+    if how == "input":
+        kind = "tensor(uint8)" if inputs[port].dtype == np.uint8 else "tensor(float)"
+        graph.cut(f"moe.{port}")
+        graph.add("Input", "fed", parameters={"type": kind, "shape": list(inputs[port].shape)})
+        graph.wire("fed.value", f"moe.{port}")
+    else:
+        graph.cut(f"moe.{port}")
+        graph.add("Identity", "same")
+        graph.wire(f"{port}.value", "same.input")
+        graph.wire("same.output", f"moe.{port}")
+    feeds = {name: inputs[name] for name in ("input", "router_probs")} | (
+        {"fed": inputs[port]} if how == "input" else {}
+    )
+    got = Session(graph).forward(feeds)["y"]
+    assert difference(got, inputs, attributes) <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (2, 0), (0, 3)])
+@pytest.mark.parametrize("options", [{"activation_type": "gelu"}, SWIGLU, {"bits": (8, 8, 8), "block_size": 16}])
+def test_no_tokens_in_three_dimensions(shape, options):
+    inputs, attributes = make_layer(hidden=32, inter=32, **options)
+    inputs["input"] = np.zeros((*shape, 32), np.float32)
+    inputs["router_probs"] = np.zeros((0, inputs["router_probs"].shape[1]), np.float32)
+    for backend in ("numpy", "onnxruntime"):
+        assert qmoe_node.evaluate(inputs, attributes, backend=backend).shape == (*shape, 32)
+    assert run_ort(expanded(inputs, attributes), inputs).shape == (*shape, 32)
+
+
+def qmoe_graph(inputs, attributes):
+    graph = Graph("g", opsets={"": 21})
+    graph.add("com.microsoft.QMoE", "moe", parameters=dict(attributes))
+    for name, array in inputs.items():
+        if name in ("input", "router_probs"):
+            graph.add("Input", name, parameters={"type": "tensor(float)", "shape": list(array.shape)})
+        else:
+            graph.add("Initializer", name, parameters={"tensor": Tensor.from_array(array)})
+        graph.wire(f"{name}.value", f"moe.{name}")
+    graph.add("Output", "y")
+    graph.wire("moe.output", "y.value")
+    return graph

@@ -509,3 +509,136 @@ def test_a_session_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     inputs, attributes = make_layer(bits=(8, 8, 8), block_size=32, hidden=64, inter=64)
     qmoe_node.evaluate(inputs, attributes, backend="onnxruntime")
     assert "".join(capfd.readouterr()) == ""
+
+
+FOLDED: list[tuple[str, dict[str, Any]]] = [
+    ("Transpose", {"perm": [1, 0]}),
+    ("Neg", {}),
+    ("Relu", {}),
+    ("Identity", {}),
+    ("Cast", {"to": 1}),
+    ("Flatten", {}),
+]
+
+
+@pytest.mark.parametrize(("operator", "parameters"), FOLDED)
+def test_large_constants_are_folded_as_they_are(operator: str, parameters: dict[str, Any]) -> None:
+    """ONNX Runtime computes constants while it opens a model: with the weights, not with what stands in for them."""
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((64, 64)).astype(np.float16 if operator == "Cast" else np.float32)
+    graph = Graph("folded", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["n", 64]})
+    graph.add("Initializer", "w", parameters={"tensor": Tensor.from_array(weights)})
+    graph.add(operator, "node", parameters=parameters)
+    graph.add("MatMul", "product")
+    graph.add("Output", "y")
+    node_type = graph.node_type("node")
+    assert node_type is not None
+    graph.wire("w.value", f"node.{node_type.inputs[0].name}")
+    graph.wire("x.value", "product.A")
+    graph.wire(f"node.{node_type.outputs[0].name}", "product.B")
+    graph.wire("product.Y", "y.value")
+    x = random.standard_normal((3, 64)).astype(np.float32)
+    first, second = (Session(graph, backend).forward({"x": x})["y"] for backend in ("numpy", "onnxruntime"))
+    assert np.abs(first).max() > 1
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
+
+
+def test_fused_convolutions_have_their_weights() -> None:
+    random = np.random.default_rng(0)
+    graph = Graph("fused", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [1, 16, 8, 8]})
+    tensors = {"w": (16, 16, 3, 3), "scale": (16,), "bias": (16,), "mean": (16,), "var": (16,)}
+    for id, shape in tensors.items():
+        numbers = random.uniform(0.5, 1.5, shape).astype(np.float32)
+        graph.add("Initializer", id, parameters={"tensor": Tensor.from_array(numbers)})
+    graph.add("Conv", "conv")
+    graph.add("BatchNormalization", "norm")
+    graph.add("Output", "y")
+    for source, target in (
+        ("x.value", "conv.X"),
+        ("w.value", "conv.W"),
+        ("conv.Y", "norm.X"),
+        ("scale.value", "norm.scale"),
+        ("bias.value", "norm.B"),
+        ("mean.value", "norm.input_mean"),
+        ("var.value", "norm.input_var"),
+        ("norm.Y", "y.value"),
+    ):
+        graph.wire(source, target)
+    x = random.standard_normal((1, 16, 8, 8)).astype(np.float32)
+    first, second = (Session(graph, backend).forward({"x": x})["y"] for backend in ("numpy", "onnxruntime"))
+    np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-4)
+
+
+def chain(*operators: str) -> Graph:
+    """Operators of one input, one after the other, from x [2, 3] to y; their ids are their names in small letters."""
+    graph = Graph("chain", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [2, 3]})
+    source = "x.value"
+    for operator in operators:
+        id = graph.add(operator, operator.lower())
+        node_type = graph.node_type(id)
+        assert node_type is not None
+        graph.wire(source, f"{id}.{node_type.inputs[0].name}")
+        source = f"{id}.{node_type.outputs[0].name}"
+    graph.add("Output", "y")
+    graph.wire(source, "y.value")
+    return graph
+
+
+def test_one_session_serves_several_threads() -> None:
+    graph = chain("Neg", "Abs", "Exp")
+    session = Session(graph)
+    failures: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(30):
+                probes = [port for bit, port in enumerate(session.placement) if (number + turn) >> bit & 1]
+                ports = [f"{id}.{graph.node_type(id).outputs[0].name}" for id in probes]  # type: ignore[union-attr]
+                session.forward({"x": np.ones((2, 3), np.float32)}, probes=ports, times=turn % 10 == 0)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+def test_an_infinity_made_of_integers_is_named(backend: Any) -> None:
+    graph = Graph("g", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(int64)", "shape": [2]})
+    graph.add("Cast", "narrow", parameters={"to": 10})
+    graph.add("Neg", "neg")
+    graph.add("Output", "y")
+    graph.wire("x.value", "narrow.input")
+    graph.wire("narrow.output", "neg.X")
+    graph.wire("neg.Y", "y.value")
+    with pytest.raises(GraphError, match="narrow.output: 1 of 2 values are infinite"):
+        Session(graph, backend).forward({"x": np.array([1, 100000])}, check_numerics=True)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda graph: Session(graph, threads=1.5),
+        lambda graph: Session(graph, threads="2"),
+        lambda graph: Session(graph, providers="CPUExecutionProvider"),
+        lambda graph: Session(graph, providers=[("CPUExecutionProvider", {})]),
+        lambda graph: Session(graph, "numpy", providers=["CPUExecutionProvider"]),
+        lambda graph: Session(graph, "numpy", as_is=True),
+        lambda graph: Session(graph).forward(None),
+        lambda graph: Session(graph).forward([1]),
+        lambda graph: Session(graph).forward({"x": np.ones((2, 3), np.float32)}, probes=[5]),
+        lambda graph: Session(graph).forward({"x": np.ones((2, 3), np.float32)}, probes="neg.Y"),
+        lambda graph: Session(graph).forward({"x": np.ones((2, 3), np.float32)}, cancel=True),
+    ],
+)
+def test_misused_arguments_are_told_in_sentences(call: Any) -> None:
+    with pytest.raises(GraphError):
+        call(chain("Neg"))

@@ -8,6 +8,7 @@ widths. Formulas: the ONNX operator specification.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from math import erf, pi, sqrt
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -224,6 +225,98 @@ def _mean_variance_normalization(inputs: list[Any], attributes: dict[str, Any]) 
     return (((wide - mean) / (deviation + 1e-9)).astype(x.dtype),)
 
 
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """How the window of a convolution moves: per dimension, and pads at both ends."""
+
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    begins: list[int]
+    ends: list[int]
+
+    @classmethod
+    def of(cls, attributes: dict[str, Any], kernel: Sequence[int], sizes: Sequence[int]) -> _Window:
+        rank = len(kernel)
+        strides = list(attributes.get("strides") or [1] * rank)
+        dilations = list(attributes.get("dilations") or [1] * rank)
+        mode = attributes.get("auto_pad", "NOTSET")
+        pads = list(attributes.get("pads") or [0] * 2 * rank) if mode == "NOTSET" else [0] * 2 * rank
+        for i, size in enumerate(sizes):
+            if mode.startswith("SAME"):
+                total = max(0, (-(-size // strides[i]) - 1) * strides[i] + dilations[i] * (kernel[i] - 1) + 1 - size)
+                pads[i] = total // 2 if mode == "SAME_UPPER" else total - total // 2
+                pads[rank + i] = total - pads[i]
+        return cls(list(kernel), strides, dilations, pads[:rank], pads[rank:])
+
+    def slices(self, offset: Sequence[int], counts: Sequence[int]) -> tuple[slice, ...]:
+        """Where `counts` steps of the window's element at `offset` lie, in the padded tensor."""
+        starts = [at * dilation for at, dilation in zip(offset, self.dilations, strict=True)]
+        return tuple(
+            slice(start, start + stride * (count - 1) + 1, stride)
+            for start, stride, count in zip(starts, self.strides, counts, strict=True)
+        )
+
+
+def _wide(dtype: np.dtype) -> np.dtype:
+    """The type in which numbers are added up: float32 for narrower floats."""
+    return np.dtype(np.float32) if dtype.kind != "i" and dtype.itemsize < 4 and dtype.kind != "u" else dtype
+
+
+def _convolution(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Conv, one product for each element of the window."""
+    x, weights, bias = [*inputs, None][:3]
+    group, (batch, channels), sizes = attributes.get("group", 1), x.shape[:2], x.shape[2:]
+    window = _Window.of(attributes, weights.shape[2:], sizes)
+    padded = np.pad(x, [(0, 0), (0, 0), *zip(window.begins, window.ends, strict=True)])
+    extents = [d * (k - 1) + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+    room = zip(padded.shape[2:], extents, window.strides, strict=True)
+    counts = [(size - extent) // stride + 1 for size, extent, stride in room]
+    made = weights.shape[0] // group
+    kernels = weights.reshape(group, made, channels // group, *window.kernel)
+    total = np.zeros((batch, group, made, *counts), _wide(x.dtype))
+    for offset in np.ndindex(*window.kernel):
+        part = padded[(slice(None), slice(None), *window.slices(offset, counts))]
+        part = part.reshape(batch, group, channels // group, *counts)
+        total += np.einsum("ngc...,gmc->ngm...", part, kernels[(..., *offset)])
+    y = total.reshape(batch, -1, *counts)
+    return ((y if bias is None else y + bias.reshape(-1, *[1] * len(sizes))).astype(x.dtype),)
+
+
+def _transposed_convolution(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """ConvTranspose, one product for each element of the window; `onnx.reference` fails on groups."""
+    x, weights, bias = [*inputs, None][:3]
+    group, (batch, channels), sizes = attributes.get("group", 1), x.shape[:2], x.shape[2:]
+    rank = len(sizes)
+    plain = {name: value for name, value in attributes.items() if name != "auto_pad"}
+    window = _Window.of(plain, weights.shape[2:], sizes)
+    extra = list(attributes.get("output_padding") or [0] * rank)
+    mode, wanted = attributes.get("auto_pad", "NOTSET"), list(attributes.get("output_shape") or [])[-rank:]
+    if mode.startswith("SAME") and not wanted:
+        wanted = [size * stride for size, stride in zip(sizes, window.strides, strict=True)]
+    full = [
+        stride * (size - 1) + more + dilation * (kernel - 1) + 1
+        for size, stride, more, dilation, kernel in zip(
+            sizes, window.strides, extra, window.dilations, window.kernel, strict=True
+        )
+    ]
+    begins, ends = window.begins, window.ends
+    if wanted:
+        totals = [size - want for size, want in zip(full, wanted, strict=True)]
+        begins = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in totals]
+        ends = [total - begin for total, begin in zip(totals, begins, strict=True)]
+    made = weights.shape[1]
+    kernels = weights.reshape(group, channels // group, made, *window.kernel)
+    given = x.reshape(batch, group, channels // group, *sizes)
+    total = np.zeros((batch, group * made, *full), _wide(x.dtype))
+    for offset in np.ndindex(*window.kernel):
+        part = np.einsum("ngc...,gcm->ngm...", given, kernels[(..., *offset)])
+        total[(slice(None), slice(None), *window.slices(offset, sizes))] += part.reshape(batch, -1, *sizes)
+    pads = np.array([0, 0, *(-b for b in begins), 0, 0, *(-e for e in ends)])
+    (y,) = _pad([total, pads], {})
+    return ((y if bias is None else y + bias.reshape(-1, *[1] * rank)).astype(x.dtype),)
+
+
 def _max_pool(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """MaxPool with the places of the largest elements; those of `onnx.reference` are wrong beyond one channel."""
     (x,) = inputs
@@ -271,6 +364,20 @@ def _max_pool(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     return y, places
 
 
+def _mean(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Mean; that of `onnx.reference` fails where the first input is not the largest."""
+    total = inputs[0]
+    for other in inputs[1:]:
+        total = total + other
+    return (np.asarray(total / np.asarray(len(inputs), total.dtype)).astype(total.dtype),)
+
+
+def _softsign(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
+    """Softsign; that of `onnx.reference` fails on scalars."""
+    (x,) = inputs
+    return (np.asarray(x / (1 + np.abs(x))).astype(x.dtype),)
+
+
 def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
     """Pad, which also cuts off where pads are negative."""
     x, pads, value, axes = [*inputs, None, None, None][:4]
@@ -289,6 +396,8 @@ def _pad(inputs: list[Any], attributes: dict[str, Any]) -> tuple[Any, ...]:
 
 
 PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
+    "Conv": _convolution,
+    "ConvTranspose": _transposed_convolution,
     "Erf": _erf,
     "GatherElements": _gather_elements,
     "Gelu": _gelu,
@@ -296,12 +405,14 @@ PLAIN: dict[str, Callable[[list[Any], dict[str, Any]], tuple[Any, ...]]] = {
     "LayerNormalization": _layer_normalization,
     "LogSoftmax": _log_softmax,
     "MaxPool": _max_pool,
+    "Mean": _mean,
     "MeanVarianceNormalization": _mean_variance_normalization,
     "Optional": _optional,
     "OptionalGetElement": _optional_get_element,
     "OptionalHasElement": _optional_has_element,
     "Pad": _pad,
     "Scatter": _scatter,
+    "Softsign": _softsign,
 }
 """By type name: kernels on positional inputs and attributes. An absent optional value is None."""
 

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from runtime.backends.control import Control, Placement, document_node
 from runtime.backends.ortvalues import detach_weights, from_ort, is_foreign, ort_value, to_ort, weights_folder
-from runtime.errors import Finding, GraphError, Severity
+from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.types import ElementType
 
 if TYPE_CHECKING:
@@ -155,7 +155,10 @@ class NativePiece:
                 del self._sessions[wanted]
                 if kept is not None:
                     self._sessions[wanted] = kept
-            events = json.loads(Path(profile).read_text())
+            try:
+                events = json.loads(Path(profile).read_text())
+            except ValueError as error:  # cut off
+                raise FileError(profile, "ONNX Runtime could not write its times there: is the disk full?") from error
         times = control.times if control.times is not None else {}
         for node, seconds in self._kernel_times(events):
             times[node] = times.get(node, 0.0) + seconds

@@ -15,7 +15,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test bench conformance lint format typecheck check-python clean
+.PHONY: help run test bench conformance gradients lint format typecheck check-python clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,9 @@ test: $(DEV_STAMP) ## check style and types, and run the tests
 
 bench: $(RUN_STAMP) ## measure speed, as ratios from one run
 	$(BIN)/python -m benchmarks
+
+gradients: $(DEV_STAMP) ## check every gradient on ONNX's own node tests and write docs/gradients.md
+	$(BIN)/python tests/gradient_table.py
 
 conformance: $(DEV_STAMP) ## run ONNX's own node tests on both backends and write docs/conformance.md
 	$(BIN)/python tests/conformance.py

@@ -20,8 +20,8 @@ endif
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: $(RUN_STAMP) ## run a mixture-of-experts block on real input, on both backends
-	@$(BIN)/qmoe demo
+run: $(RUN_STAMP) ## run mixtures of experts on real input, on both backends
+	@$(BIN)/qmoe demo --picture digits_experts.png
 
 test: $(DEV_STAMP) ## check style and types, and run the tests
 	$(BIN)/python -m ruff check --quiet .

@@ -365,11 +365,13 @@ def export_training(
 
 
 @app.command()
-def demo() -> None:
-    """Run the block that comes along on both backends, beside torch."""
+def demo(
+    picture: Annotated[Path | None, typer.Option(help="draw which expert sees which digit into this .png")] = None,
+) -> None:
+    """Run the mixtures that come along on both backends: a tuned 2-bit classifier, and a block beside torch."""
     from runtime import demonstration
 
-    demonstration.show()
+    demonstration.show(picture)
 
 
 if __name__ == "__main__":

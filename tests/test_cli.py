@@ -388,15 +388,26 @@ def test_the_list_of_nodes(qmoe: Qmoe) -> None:
 # -- demo, completion -------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_shows_routing_times_and_torchs_numbers_in_80_columns() -> None:
+def test_the_demo_shows_accuracies_routing_times_and_torchs_numbers_in_80_columns(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "FORCE_COLOR")}
     for encoding in ("utf-8", "ascii"):
-        with start("demo", env=environment | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"}) as process:
+        with start(
+            "demo",
+            "--picture",
+            str(tmp_path / "m.png"),
+            env=environment | {"PYTHONIOENCODING": encoding, "COLUMNS": "80"},
+        ) as process:
             out, err = process.communicate(timeout=120)
         assert process.returncode == 0, err
         assert not err and "\x1b" not in out and "?" not in out
         assert max(map(len, out.splitlines())) <= 80
         assert all(word in out for word in ("expert 7", "router", "moe", "onnxruntime", "numpy", "torch"))
+        accuracies = dict(re.findall(r"(trained|rounded|tuned) .*?(\d+\.\d)% \(onnxruntime\)", out))
+        assert float(accuracies["rounded"]) + 1 < float(accuracies["tuned"]) < float(accuracies["trained"]) + 1
+        for stage in ("rounded", "tuned"):
+            assert f"{accuracies[stage]}% (numpy)" in out
+        with Image.open(tmp_path / "m.png") as picture:
+            assert picture.size == (652, 740)
         differences = [float(number) for number in re.findall(r"\d\.\de-\d\d", out)]
         assert len(differences) == 3 and max(differences) < 1e-6
 

@@ -38,7 +38,8 @@ MOST_THREADS = 256
 @dataclass(slots=True)
 class Run:
     """What a run left beside its outputs: seconds by node id, the probed values (of a backward pass: gradients) by
-    "node.port", and of a backward pass how many bytes each node's gradient read of what the forward pass kept.
+    "node.port", and of a backward pass how many bytes each node's gradient read of what the forward pass kept, and the
+    Euclidean length of each gradient by name.
 
     Of ONNX Runtime, `times` are those of its kernels; what it spent in kernels that belong to no single node is under
     the empty id.
@@ -47,6 +48,7 @@ class Run:
     times: dict[str, float] = field(default_factory=dict)
     probes: dict[str, Any] = field(default_factory=dict)
     kept: dict[str, int] = field(default_factory=dict)
+    norms: dict[str, float] = field(default_factory=dict)
 
 
 class _Engine(Protocol):
@@ -232,8 +234,10 @@ class Session:
             found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
         if progress is not None:
             progress(control.total, control.total, "")
-        self.last_run = Run(control.times or {}, {str(probe): found[probe] for probe in asked}, kept)
-        return {name: found[name] for name in names}
+        results = {name: found[name] for name in names}
+        norms = {name: float(np.linalg.norm(g.astype(np.float64).ravel())) for name, g in results.items()}
+        self.last_run = Run(control.times or {}, {str(probe): found[probe] for probe in asked}, kept, norms)
+        return results
 
     def _typed(self, feeds: Mapping[str, Any]) -> _Prepared:
         """The graph prepared for these element types, where it leaves some open."""

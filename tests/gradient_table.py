@@ -35,8 +35,11 @@ UNFIT = (
     "softmax_precision",
 )
 """Cases that draw random numbers, take a diagonal, or ask for less precision."""
-LEFT_OUT = ("Cast", "CastLike", "DequantizeLinear", "Dropout", "MaxUnpool", "Split")
-"""Operators whose cases do not show much in double precision."""
+LEFT_OUT = frozenset(
+    "AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample MaxUnpool Resize Split".split()
+)
+"""Operators whose cases do not show much in double precision, or have sizes that are no constants: tests of their own
+try them."""
 FROM_WHICH_ON = 23
 """The version of the standard operators that the cases are given, if they have an older one."""
 
@@ -117,7 +120,7 @@ def main() -> int:
     wrong = []
     for case in filter(fits, all_cases()):
         operator = operator_of(case)
-        if operator in table.FLAT:
+        if operator in table.FLAT or operator in LEFT_OUT:
             continue
         try:
             comparison = compare(*case_graph(case), native=False)

@@ -440,6 +440,8 @@ def test_the_coefficient_is_for_previous_nodes_only() -> None:
         session = Session(graph)
         session.forward({"x": np.linspace(-1, 1, 6).reshape(2, 3)})
         found.append(session.backward({"y": 1.0}))
+        assert session.last_run.norms == {name: pytest.approx(np.linalg.norm(g)) for name, g in found[-1].items()}
+        assert session.last_run.kept == {"before": 48, "node": 48}  # tanh's output, for itself and as a factor
     np.testing.assert_allclose(found[1]["x"], 0.25 * found[0]["x"], rtol=1e-12)
     np.testing.assert_array_equal(found[1]["w"], found[0]["w"])
 
@@ -486,3 +488,57 @@ def test_wrong_questions_are_answered_in_sentences(gradients: Any, wanted: Any, 
     session.forward({"X": np.ones(2)})
     with pytest.raises(GraphError, match=expected):
         session.backward(gradients, wanted)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("transformation", ["half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric"])
+@pytest.mark.parametrize("kind", ["scales", "sizes"])
+@pytest.mark.parametrize("scale", [(1.5, 2.0), (0.6, 0.8)])
+def test_resize(mode: str, transformation: str, kind: str, scale: tuple[float, float]) -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 5))
+    given_ = (
+        np.array((1, 1, *scale), np.float32) if kind == "scales" else np.array([1, 2, *(int(4 * s) for s in scale)])
+    )
+    attributes = {"mode": mode, "coordinate_transformation_mode": transformation}
+    attributes |= {"antialias": 1} if mode != "nearest" and scale[0] < 1 else {}
+    check(graph_of("Resize", {"X": x, kind: given_}, attributes, constants=(kind,)), {"X": x}, native=False)
+
+
+def test_resize_of_some_axes() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 2, 4, 5))
+    inputs = {"X": x, "sizes": np.array([7, 3])}
+    check(graph_of("Resize", inputs, {"mode": "linear", "axes": [3, 2]}, constants=("sizes",)), {"X": x})
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("align", [0, 1])
+def test_grid_sample(mode: str, padding: str, align: int) -> None:
+    """The reference's kernel has weights in float32, so that steps must be large."""
+    random = np.random.default_rng(0)
+    inputs = {"X": random.standard_normal((1, 2, 4, 5)), "grid": random.uniform(-1.2, 1.2, (1, 3, 2, 2))}
+    attributes = {"mode": mode, "padding_mode": padding, "align_corners": align}
+    wanted = ["X"] if mode == "nearest" else None
+    check(graph_of("GridSample", inputs, attributes), inputs, 1e-4, step=1e-3, native=False, wanted=wanted)
+
+
+@pytest.mark.parametrize("align", [0, 1])
+def test_affine_grid(align: int) -> None:
+    theta = np.random.default_rng(0).standard_normal((2, 2, 3)).astype(np.float32)
+    inputs = {"theta": theta, "size": np.array([2, 3, 4, 5])}
+    session = Session(graph_of("AffineGrid", inputs, {"align_corners": align}, constants=("size",)))
+    grid = session.forward({"theta": theta})["y0"]
+    direction = np.random.default_rng(1).standard_normal(grid.shape).astype(np.float32)
+    gradient = session.backward({"y0": direction})["theta"]
+    other = np.random.default_rng(2).standard_normal(theta.shape).astype(np.float32)
+    # The grid is linear in theta: its slope along `other` is its value there.
+    expected = float((session.forward({"theta": other})["y0"] * direction).sum())
+    assert float((gradient * other).sum()) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(("attributes", "columns"), [({}, 12), ({"strides": [2, 2], "pads": [1, 0, 1, 1]}, 9)])
+def test_column_to_image(attributes: dict[str, Any], columns: int) -> None:
+    inputs: dict[str, np.ndarray] = {"input": np.random.default_rng(0).standard_normal((1, 8, columns))}
+    inputs |= {"image_shape": np.array([4, 5]), "block_shape": np.array([2, 2])}
+    constants = ("image_shape", "block_shape")
+    check(graph_of("Col2Im", inputs, attributes, constants=constants), {"input": inputs["input"]}, native=False)

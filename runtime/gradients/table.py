@@ -18,6 +18,7 @@ from runtime.gradients import (
     quantized,
     recurrent,
     reductions,
+    resampling,
     shaping,
 )
 from runtime.gradients.expressions import Expr
@@ -25,14 +26,14 @@ from runtime.gradients.walk import Call, Rule
 
 Form: TypeAlias = "Callable[[Call], Sequence[Expr | None] | Expr]"
 
-EXACT = (products, reductions, shaping, contrib, neural)
+EXACT = (products, reductions, shaping, contrib, neural, resampling)
 """Modules whose rules give gradients in the shapes of the inputs."""
 
 RULES: Mapping[str, tuple[Rule, bool]] = {
     **{name: (rule, True) for name, rule in elementwise.RULES.items()},
     **{
         name: (rule, False)
-        for table in (products, reductions, shaping, contrib, neural)
+        for table in (products, reductions, shaping, contrib, neural, resampling)
         for name, rule in table.RULES.items()
     },
 }
@@ -45,6 +46,7 @@ FORMS: Mapping[str, Form] = {
     **neural.FORMS,
     **quantized.FORMS,
     **recurrent.FORMS,
+    **resampling.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""
 

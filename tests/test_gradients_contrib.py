@@ -22,7 +22,7 @@ from runtime.backends.control import attribute_values, operator_name
 from runtime.check import Checker
 from runtime.compile import compile_graph
 from runtime.gradients.expressions import Expr, Formulas
-from runtime.gradients.table import FORMS, RULES
+from runtime.gradients.table import FORMS
 from runtime.gradients.walk import Call
 from runtime.lowering import names_of
 from runtime.onnx_import import import_model
@@ -79,9 +79,11 @@ def check(
     tolerance: float = 1e-5,
     opset: int = 21,
     kernel: bool = True,
+    measured: bool = True,
     **options: Any,
 ) -> None:
-    """What is written agrees with ONNX Runtime, or without a `kernel` with a formula; gradients agree with slopes."""
+    """What is written agrees with ONNX Runtime, or without a `kernel` with a formula; gradients agree with slopes,
+    which are `measured` unless a kernel is not precise enough for that."""
     single = {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
     double = {name: array.astype(np.float64) if array.dtype == np.float32 else array for name, array in single.items()}
     constants = options.get("constants", ())
@@ -94,7 +96,8 @@ def check(
     directions = {name: RNG.standard_normal(value.shape) for name, value in outputs.items() if value.dtype.kind == "f"}
     expected = exact.backward(directions)
     assert expected
-    slopes_agree(exact, wide, directions, expected)
+    if measured:
+        slopes_agree(exact, wide, directions, expected)
     if not kernel:
         formula = FORMULAS.get(operator.rpartition(".")[2])
         if formula is not None:
@@ -423,9 +426,8 @@ CONVOLVED: list[Case] = [
 
 @pytest.mark.parametrize(("operator", "inputs", "attributes"), CONVOLVED)
 def test_convolutions_and_grids(operator: str, inputs: dict[str, np.ndarray], attributes: dict[str, Any]) -> None:
-    if {"FusedConv": "Conv", "GridSample": "GridSample"}[operator] not in {*RULES, *FORMS}:
-        pytest.skip("the standard operator has no gradient")
-    check(f"com.microsoft.{operator}", inputs, attributes)
+    """The reference's GridSample has weights in float32; slopes of the standard operator are measured elsewhere."""
+    check(f"com.microsoft.{operator}", inputs, attributes, measured=operator != "GridSample")
 
 
 def test_inverse() -> None:
@@ -776,3 +778,16 @@ def test_half_precision(operator: str, inputs: dict[str, np.ndarray], attributes
     for name, gradient in found[0].items():
         assert found[1][name].dtype == np.float16
         assert_close(found[1][name].astype(np.float64), gradient, 2e-2)
+
+
+def test_a_buffer_that_is_longer_than_the_past_gives_no_wrong_gradient() -> None:
+    """The run tells its length only; what cannot be right is NaN."""
+    longer = {"past_key": numbers(2, 2, 6, 16), "past_value": numbers(2, 2, 6, 16)}
+    for past, is_right in ((PAST, True), (longer, False)):
+        inputs = {**grouped_query(1, **past), **AFTER_PAST}
+        narrow = {name: x.astype(np.float32) if x.dtype == np.float64 else x for name, x in inputs.items()}
+        attributes = {"num_heads": 4, "kv_num_heads": 2}
+        session = Session(graph_of("com.microsoft.GroupQueryAttention", narrow, attributes, outputs=3, opset=21))
+        session.forward(narrow)
+        gradient = session.backward({"y0": 1.0}, ["query"])["query"]
+        assert np.isfinite(gradient).all() == is_right and np.isnan(gradient).all() != is_right

@@ -253,7 +253,10 @@ def _attention(n: Call) -> list[Expr | None]:
 
 
 def _grouped_query(n: Call) -> list[Expr | None]:
-    """Past keys and values are whole: as long as what came before, which is the same for every sequence."""
+    """Past keys and values must be whole: as long as what came before, which is the same for every sequence.
+
+    Whether a buffer is longer than that, shows in the run only; the gradient is then NaN, not wrong.
+    """
     op, count, shared = n.op, n.get("num_heads"), n.get("kv_num_heads")
     if {n.get("k_quant_type", "NONE"), n.get("v_quant_type", "NONE")} != {"NONE"} or n.has(12) or n.has(13):
         raise n.error("there is none for quantized keys and values.")
@@ -286,7 +289,12 @@ def _grouped_query(n: Call) -> list[Expr | None]:
     if sink is None and n.get("smooth_softmax", -1) == 1:
         sink = op.operand(np.zeros(1, q.element.dtype))
     out, scores, weights = attend(q, k, v, n.get("scale") or None, biases, sink, n.get("softcap", 0.0))
-    return [merged(out), k, v, weights if n.get("qk_output", 0) == 2 else scores]
+    result = merged(out)
+    if past is not None and n.has(5):
+        whole_keys = op.Equal(n[5].cast(ElementType.INT64) + np.asarray(1, np.int64), size_of(k, 2))
+        known = op.Where(whole_keys, op.operand(1.0, result), op.operand(float("nan"), result))
+        result = result * op.Unsqueeze(known, [1, 2])
+    return [result, k, v, weights if n.get("qk_output", 0) == 2 else scores]
 
 
 FORMS: dict[str, Callable[[Call], Expr | list[Expr | None]]] = {

@@ -292,6 +292,10 @@ def train(
     folder: Annotated[Path | None, typer.Option(help="keep checkpoints and the log here")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on with the run in --folder")] = False,
     curve: Annotated[Path | None, typer.Option(help="draw the losses into this .png")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="accuracy:OUTPUT:TARGET, top-5:OUTPUT:TARGET, mse:OUTPUT:TARGET or perplexity:LOSS; repeat"),
+    ] = None,
     backend: Annotated[Literal["onnxruntime", "numpy"], typer.Option(help="what runs the graph")] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
     as_json: JsonOption = False,
@@ -329,6 +333,7 @@ def train(
         resume=resume,
         output=output,
         curve=curve,
+        metrics=metric or [],
         backend=backend,
         threads=threads,
         as_json=as_json,

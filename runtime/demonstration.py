@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from rich.table import Table
@@ -14,10 +14,10 @@ from runtime.arrays import read_arrays
 from runtime.errors import FileError
 from runtime.expert_map import save_map
 from runtime.files import load
-from runtime.graph import Graph, PortRef
+from runtime.graph import Graph
 from runtime.reports import console, forward, times_table
+from runtime.routing import Routing, given_to, mixtures, routing_of
 from runtime.session import Session
-from runtime.tensors import Tensor
 from runtime.training.metrics import accuracy
 
 BACKENDS: tuple[Literal["onnxruntime", "numpy"], ...] = ("onnxruntime", "numpy")
@@ -53,30 +53,28 @@ def digits(picture: Path | None) -> None:
     console.print(f"[bold]{tuned.name}[/bold]  {tuned.section('info').get('doc', '')}", width=80)
     _heading(f"Of {TEST} images that no training saw, right")
     times: dict[str, dict[str, float]] = {}
-    arrays: dict[str, np.ndarray] = {}
+    routing: Routing | None = None
     for stage, graph in graphs.items():
         shares = []
         # Float experts are ONNX Runtime's; there is no NumPy kernel for them.
         for backend in BACKENDS if stage != "trained" else BACKENDS[:1]:
             session = Session(graph, backend)
-            probes = _given_to(graph, "moe") if stage == "tuned" else []
+            probes = given_to(graph, "moe") if stage == "tuned" else []
             forward(session, feeds)  # the first run finds caches cold
             result = forward(session, feeds, probes=probes, times=stage == "tuned")
             shares.append(f"{accuracy(result['logits'], classes):6.1%} ({backend})")
             if stage == "tuned":
                 times[backend] = session.last_run.times
-                arrays = arrays or _inputs_of(graph, "moe", session.last_run.probes)
+                routing = routing_of(graph, "moe", session.last_run.probes)
         console.print(f"  {stage:<10} {WORDS[stage]:<30} {'  '.join(shares)}", markup=False)
-    node_type = tuned.node_type("moe")
-    routing = node_type.routing(arrays, node_type.to_attributes(tuned.nodes["moe"].parameters))  # type: ignore[union-attr]
-    experts = arrays["router_probs"].shape[1]
+    assert routing is not None
     _heading("Images per expert, two experts for each")
-    _bars(routing["experts"], experts)
+    _bars(routing)
     _heading("Time of every node")
     console.print(times_table(times))
     if picture is not None:
-        counts = np.zeros((10, experts), int)
-        np.add.at(counts, (np.repeat(classes, routing["experts"].shape[1]), routing["experts"].ravel()), 1)
+        counts = np.zeros((10, routing.count), int)
+        np.add.at(counts, (np.repeat(classes, routing.experts.shape[1]), routing.experts.ravel()), 1)
         save_map(picture, counts, [f"digit {digit}" for digit in range(10)], "Which expert sees which digit")
         console.print(f"\n  Which expert sees which digit: {picture}", markup=False)
 
@@ -87,29 +85,28 @@ def block() -> None:
     graph = load(folder / f"{SNIPPET}.yaml")
     data = read_arrays(folder / f"{SNIPPET}.data.npz")
     x, expected = data["x"], data["y"]
-    moe = next(id for id, state in graph.nodes.items() if hasattr(graph.node_type(id), "routing"))
+    moe = mixtures(graph)[0]
     console.print(f"[bold]{graph.name}[/bold]  {graph.section('info').get('doc', '')}", width=80)
     console.print(f"\n  {_chain(graph)}\n", markup=False)
     outputs: dict[str, np.ndarray] = {}
     times: dict[str, dict[str, float]] = {}
-    arrays: dict[str, np.ndarray] = {}
+    routing: Routing | None = None
     for backend in BACKENDS:
         start = perf_counter()
         session = Session(graph, backend)
         opened = perf_counter() - start
-        probes = _given_to(graph, moe)
+        probes = given_to(graph, moe)
         forward(session, {"x": x}, times=True)  # the first run finds caches cold
         result = forward(session, {"x": x}, probes=probes, times=True)
         outputs[backend], times[backend] = result["y"], session.last_run.times
-        arrays = arrays or _inputs_of(graph, moe, session.last_run.probes)
+        routing = routing_of(graph, moe, session.last_run.probes)
         took = sum(times[backend].values())
         console.print(f"  {backend:<12} opened in {opened * 1e3:.0f} ms, {len(x)} tokens in {took * 1e3:.2f} ms")
-    node_type = graph.node_type(moe)
-    routing = node_type.routing(arrays, node_type.to_attributes(graph.nodes[moe].parameters))  # type: ignore[union-attr]
+    assert routing is not None
     _heading("Where the first tokens go: expert, and its weight")
     console.print(_routing_table(routing))
     _heading("Tokens per expert")
-    _bars(routing["experts"], arrays["router_probs"].shape[1])
+    _bars(routing)
     _heading("Time of every node")
     console.print(times_table(times))
     _heading("Largest difference, relative to the largest output")
@@ -154,22 +151,8 @@ def snippets_folder() -> Path:
     return installed
 
 
-def _given_to(graph: Graph, node: str) -> list[PortRef]:
-    """What a node is given that is no tensor of the document."""
-    return [source for source in graph.inputs_of(node).values() if graph.nodes[source.node].type != "Initializer"]
-
-
-def _inputs_of(graph: Graph, node: str, probed: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A node's inputs as arrays: weights from the document, the others from a run's probes."""
-    arrays: dict[str, np.ndarray] = {}
-    for port, source in graph.inputs_of(node).items():
-        tensor = graph.nodes[source.node].parameters.get("tensor")
-        arrays[port] = tensor.array() if isinstance(tensor, Tensor) else probed[str(PortRef(*source))]
-    return arrays
-
-
-def _routing_table(routing: dict[str, np.ndarray]) -> Table:
-    experts, weights = routing["experts"], routing["weights"]
+def _routing_table(routing: Routing) -> Table:
+    experts, weights = routing.experts, routing.weights
     table = Table("token", box=None)
     for number in range(experts.shape[1]):
         table.add_column(f"choice {number + 1}", justify="right", style="cyan" if number == 0 else "")
@@ -181,9 +164,9 @@ def _routing_table(routing: dict[str, np.ndarray]) -> Table:
     return table
 
 
-def _bars(chosen: np.ndarray, experts: int) -> None:
+def _bars(routing: Routing) -> None:
     """Tokens per expert, as bars of text."""
-    counts = np.bincount(chosen.ravel(), minlength=experts)
+    counts = routing.tokens_per_expert()
     full = "█" if _is_unicode() else "#"
     for expert, count in enumerate(counts):
         bar = full * max(int(count > 0), round(BAR_WIDTH * int(count) / max(1, int(counts.max()))))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,13 @@ import numpy as np
 import pytest
 
 from runtime import Graph, GraphError, Session, Tensor
+from runtime.arrays import read_arrays
+from runtime.demonstration import snippets_folder
 from runtime.errors import FileError
+from runtime.files import load
+from runtime.routing import given_to, routing_of
 from runtime.training import fillers, metrics
+from runtime.training.evaluation import Metric
 from runtime.training.export import save_step
 from runtime.training.optimizers import SGD, Adam, AdamW
 from runtime.training.runner import StepRunner
@@ -249,6 +256,81 @@ def test_metrics() -> None:
 
 
 # The loop
+
+METRICS = [Metric.parse(t) for t in ("accuracy:logits:y", "top-2:logits:y", "mse:logits:wished", "perplexity:loss")]
+
+
+def test_metrics_of_what_is_held_back_are_those_of_a_session() -> None:
+    wished = RNG.standard_normal((120, 3)).astype(np.float32)
+    trainer = Trainer(classifier(), {**DATA, "wished": wished}, settings(epochs=3, metrics=METRICS))
+    reached = []
+    for _ in range(3):
+        trainer.settings = replace(trainer.settings, epochs=trainer.epoch + 1)
+        trainer.run()
+        reached.append(trainer._current())
+    graph = classifier()
+    for id, array in reached[-1].items():
+        graph.set(id, "tensor", Tensor.from_array(array))
+    results = Session(graph).forward({name: array[96:] for name, array in DATA.items()})
+    scores, classes, last = results["logits"], Y[96:], trainer.history[-1]
+    right = np.take_along_axis(scores, classes[:, None], 1)
+    assert last["validation accuracy:logits:y"] == pytest.approx((scores.argmax(1) == classes).mean())
+    assert last["validation top-2:logits:y"] == pytest.approx(((scores > right).sum(1) < 2).mean())
+    assert last["validation mse:logits:wished"] == pytest.approx(((scores - wished[96:]) ** 2).mean(), rel=1e-5)
+    assert last["validation perplexity:loss"] == pytest.approx(np.exp(results["loss"]), rel=1e-5)
+
+
+def test_without_samples_held_back_metrics_are_of_all() -> None:
+    trainer = Trainer(classifier(), DATA, settings(validation=0, epochs=1, metrics=METRICS[:1]))
+    graph = trainer.run()
+    logits = Session(graph).forward(DATA)["logits"]
+    assert trainer.history[0]["accuracy:logits:y"] == pytest.approx((logits.argmax(1) == Y).mean())
+
+
+def test_one_hot_targets_count_as_classes() -> None:
+    data = {**DATA, "one_hot": np.eye(3)[Y]}
+    metrics_ = [Metric("accuracy", "logits", "y"), Metric("accuracy", "logits", "one_hot")]
+    trainer = Trainer(classifier(), data, settings(epochs=1, metrics=metrics_))
+    trainer.run()
+    assert trainer.history[0][f"validation {metrics_[0]}"] == trainer.history[0][f"validation {metrics_[1]}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("accuracy", "is no metric"),
+        ("accuracy:logits", "is no metric"),
+        ("top-0:logits:y", "is no metric"),
+        ("perplexity:loss:y", "is no metric"),
+        ("f1:logits:y", "is no metric"),
+        ("accuracy:scores:y", "no output of the graph"),
+        ("accuracy:logits:labels", "no data for this input"),
+        ("accuracy:loss:y", "expected [samples, classes]"),
+    ],
+)
+def test_metrics_that_cannot_be_measured(text: str, word: str) -> None:
+    with pytest.raises(GraphError, match=re.escape(word)):
+        Trainer(classifier(), DATA, settings(metrics=[Metric.parse(text)])).run()
+
+
+def test_every_epoch_tells_the_load_of_the_experts(tmp_path: Path) -> None:
+    folder = snippets_folder()
+    data = read_arrays(folder / "digits.npz")
+    images, digits = data["images"][:256].astype(np.float32) / 16, data["digits"][:256].astype(np.int64)
+    options = settings(epochs=2, validation=0.5, losses={"loss": 1.0})
+    trainer = Trainer(load(folder / "digits_moe.yaml"), {"x": images, "y": digits}, options, folder=tmp_path)
+    graph = trainer.run()
+    load_of, entropy = trainer.loads[-1]["moe"], trainer.history[-1]["entropy of moe"]
+    assert sum(load_of) == pytest.approx(1) and entropy == pytest.approx(metrics.load_entropy(np.array(load_of)))
+    if trainer.history[-1]["validation loss"] < trainer.history[0]["validation loss"]:  # then they are the best weights
+        session = Session(graph, "numpy")
+        session.forward({"x": images[128:], "y": digits[128:]}, probes=given_to(graph, "moe"))
+        counts = routing_of(graph, "moe", session.last_run.probes).tokens_per_expert()
+        np.testing.assert_allclose(load_of, counts / counts.sum(), atol=0.02)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["expert_load"]["moe"] for line in lines] == [loads["moe"] for loads in trainer.loads]
+    again = Trainer(load(folder / "digits_moe.yaml"), {"x": images, "y": digits}, options, folder=tmp_path, resume=True)
+    assert again.loads == trainer.loads
 
 
 def settings(**options: Any) -> Settings:

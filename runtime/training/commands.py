@@ -18,6 +18,7 @@ from runtime.files import load, save
 from runtime.graph import Graph
 from runtime.reports import console, errors
 from runtime.training.curve import save_curve
+from runtime.training.evaluation import Metric
 from runtime.training.export import save_step
 from runtime.training.optimizers import OPTIMIZERS, Optimizer
 from runtime.training.schedules import Schedule
@@ -60,6 +61,7 @@ def train(
     resume: bool,
     output: Path | None,
     curve: Path | None,
+    metrics: Sequence[str],
     backend: Any,
     threads: int | None,
     as_json: bool,
@@ -71,7 +73,12 @@ def train(
         arrays |= read_arrays(path)
     if "" in arrays:
         raise FileError(data[0], "is one array without a name; put the inputs into an .npz.", code="name")
-    chosen = Settings(losses=losses_of(graph, losses), optimizer=optimizer, **settings)
+    chosen = Settings(
+        losses=losses_of(graph, losses),
+        optimizer=optimizer,
+        metrics=[Metric.parse(text) for text in metrics],
+        **settings,
+    )
     samples = min((len(array) for array in arrays.values() if array.ndim), default=0)
     training = samples - round(samples * chosen.validation)
     plan = dict(schedule)
@@ -94,7 +101,12 @@ def train(
             curve, trainer.history, [*shown, *(f"validation {name}" for name in shown if f"validation {name}" in names)]
         )
     if as_json:
-        print(json.dumps({"file": str(file), "epochs": trainer.epoch, "history": trainer.history}, indent=2))
+        print(
+            json.dumps(
+                {"file": str(file), "epochs": trainer.epoch, "history": trainer.history, "expert_load": trainer.loads},
+                indent=2,
+            )
+        )
         return
     for written in (output, curve):
         if written is not None:

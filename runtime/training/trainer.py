@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +16,11 @@ import numpy as np
 from runtime.atomic import replacing
 from runtime.errors import FileError, Finding, GraphError
 from runtime.graph import Graph
+from runtime.routing import mixtures
 from runtime.session import Session
 from runtime.tensors import Tensor
 from runtime.training.checkpoints import load_checkpoint, save_checkpoint
+from runtime.training.evaluation import Evaluation, Metric, evaluate
 from runtime.training.optimizers import Adam, Optimizer
 from runtime.training.runner import StepRunner
 from runtime.training.schedules import Schedule
@@ -38,6 +40,9 @@ class Settings:
     and never trained on, taken from their end; after each epoch the loss on them is computed, and the weights of the
     best epoch are kept. Training ends early after `patience` epochs without a better one (0: never). Batches are drawn
     without replacement in an order that `seed` and the epoch give; a last batch that is not full counts too.
+
+    `metrics`, and the load of the experts of every mixture, are of the samples that are held back, or of all samples if
+    none are.
     """
 
     losses: Mapping[str, float] = field(default_factory=lambda: {"loss": 1.0})
@@ -52,6 +57,7 @@ class Settings:
     accumulate: int = 1
     average: float | None = None
     shuffle: bool = True
+    metrics: Sequence[Metric] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0), ("accumulate", 1)):
@@ -116,13 +122,16 @@ class Trainer:
         self._runner = StepRunner(self._step, backend, threads)
         self._folder = None if folder is None else Path(folder)
         self.history: list[dict[str, float]] = []
-        """One entry an epoch: the mean training losses, the validation losses ("validation <name>"), the rate."""
+        """One entry an epoch: the mean training losses, the validation losses ("validation <name>"), the rate, the
+        metrics, and how even the load of each mixture's experts is, from 0 to 1 ("entropy of <node>")."""
+        self.loads: list[dict[str, list[float]]] = []
+        """One entry an epoch: by node, the share of the choices that each expert got."""
         self.epoch = 0
         self._steps_done = 0
         self._best: dict[str, np.ndarray] = {}
         self._best_loss = math.inf
         self._best_epoch = -1
-        self._log: list[dict[str, float]] = []
+        self._log: list[dict[str, Any]] = []
         if self._folder is not None:
             self._open_folder(self._folder, resume)
         elif resume:
@@ -144,7 +153,7 @@ class Trainer:
             for index, rows in enumerate(self._batches(self.epoch)):
                 rate = settings.schedule(self._steps_done)
                 apply = (index + 1) % settings.accumulate == 0 or index + 1 == per_epoch
-                batch = {name: array[rows] for name, array in self._data.items()}
+                batch = {name: self._data[name][rows] for name in self._step.batch}
                 losses = self._runner.run(batch, rate, apply, cancel)
                 self._steps_done += 1
                 for name, value in losses.items():
@@ -193,40 +202,48 @@ class Trainer:
         return bool(patience and self._best_epoch >= 0 and self.epoch - 1 - self._best_epoch >= patience)
 
     def _finish_epoch(self, entry: dict[str, float], seconds: float) -> None:
-        if self._training < self._samples:
-            validated = self._validate()
-            entry |= {f"validation {name}": value for name, value in validated.items()}
-            loss = entry[f"validation {TOTAL}"]
-            if loss < self._best_loss:
-                self._best_loss, self._best_epoch, self._best = loss, self.epoch, self._current()
+        held_back = self._training < self._samples
+        loads: dict[str, list[float]] = {}
+        if held_back or self.settings.metrics or mixtures(self._graph):
+            found = self._evaluate(range(self._training if held_back else 0, self._samples))
+            if held_back:
+                total = sum(found.losses[name] * factor for name, factor in self.settings.losses.items())
+                entry |= {f"validation {name}": value for name, value in {**found.losses, TOTAL: total}.items()}
+                if total < self._best_loss:
+                    self._best_loss, self._best_epoch, self._best = total, self.epoch, self._current()
+            prefix = "validation " if held_back else ""
+            entry |= {f"{prefix}{name}": value for name, value in found.metrics.items()}
+            entry |= {f"entropy of {node}": value for node, value in found.entropies().items()}
+            loads = {node: list(load) for node, load in found.loads.items()}
         self.history.append(entry)
+        self.loads.append(loads)
         self.epoch += 1
         if self._folder is not None:
             self._save(self._folder, entry, seconds)
 
-    def _validate(self) -> dict[str, float]:
-        """The losses on what was held back, with the weights as they are."""
+    def _evaluate(self, rows: range) -> Evaluation:
+        """Losses, metrics and loads on samples, with the weights as they are."""
         graph = self._graph.copy()
         weights = self._current()
         for name, id in trainable_weights(graph).items():
             graph.set(id, "tensor", Tensor.from_array(weights[name]))
         session = Session(graph, **self._options)
-        sums = dict.fromkeys(self.settings.losses, 0.0)
-        for start in range(self._training, self._samples, self.settings.batch_size):
-            stop = min(start + self.settings.batch_size, self._samples)
-            results = session.forward({name: array[start:stop] for name, array in self._data.items()})
-            for name in sums:
-                sums[name] += float(np.asarray(results[name]).reshape(())) * (stop - start)
-        losses = {name: value / (self._samples - self._training) for name, value in sums.items()}
-        return {**losses, TOTAL: sum(losses[name] * factor for name, factor in self.settings.losses.items())}
+        settings = self.settings
+        return evaluate(graph, session, self._data, rows, settings.batch_size, list(settings.losses), settings.metrics)
 
     def _checked(self, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        missing = [name for name in self._step.batch if name not in data]
+        targets = [metric.target for metric in self.settings.metrics if metric.target]
+        names = list(dict.fromkeys([*self._step.batch, *targets]))
+        missing = [name for name in names if name not in data]
+        outputs = [s.parameters.get("name") or id for id, s in self._graph.nodes.items() if s.type == "Output"]
+        for metric in self.settings.metrics:
+            if metric.output not in outputs:
+                raise _option(f"The metric {metric} is of no output of the graph. It has {', '.join(outputs)}.")
         if missing:
             there = f"The data has {', '.join(data) or 'nothing'}."
             raise GraphError(Finding("There is no data for this input.", name, remedy=there) for name in missing)
-        arrays = {name: np.asarray(data[name]) for name in self._step.batch}
-        if not arrays:
+        arrays = {name: np.asarray(data[name]) for name in names}
+        if not self._step.batch:
             raise _option("The graph has no inputs: there is nothing to train on.")
         sizes = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
         if len(set(sizes.values())) > 1 or min(sizes.values()) < 1:
@@ -239,7 +256,11 @@ class Trainer:
     def _signature(self) -> str:
         """What must be the same for a run to go on: all but how long it is."""
         settings = self.settings
-        shown = {name: getattr(settings, name) for name in settings.__slots__ if name not in ("epochs", "patience")}
+        shown = {
+            name: getattr(settings, name)
+            for name in settings.__slots__
+            if name not in ("epochs", "patience", "metrics")
+        }
         return repr((shown, self._samples, sorted(self._step.carried)))
 
     def _open_folder(self, folder: Path, resume: bool) -> None:
@@ -260,13 +281,15 @@ class Trainer:
         self._best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
         self._best_epoch, self.epoch = int(state["best_epoch"]), int(state["epoch"])
         self._steps_done, self.history = int(state["steps"]), list(state["history"])
+        self.loads = list(state["loads"])
         self._log = list(state["log"])
         self._write_log(folder)  # it may have been written to, or not, after the checkpoint
 
     def _save(self, folder: Path, entry: Mapping[str, float], seconds: float) -> None:
         tensors = {f"c/{name}": array for name, array in self._runner.carried().items()}
         tensors |= {f"b/{name}": array for name, array in self._best.items()}
-        self._log.append({"epoch": self.epoch, "step": self._steps_done, **entry, "seconds": round(seconds, 3)})
+        line = {"epoch": self.epoch, "step": self._steps_done, **entry, "seconds": round(seconds, 3)}
+        self._log.append({**line, "expert_load": self.loads[-1]} if self.loads[-1] else line)
         state = {
             "signature": self._signature(),
             "epoch": self.epoch,
@@ -274,6 +297,7 @@ class Trainer:
             "best_loss": None if math.isinf(self._best_loss) else self._best_loss,
             "best_epoch": self._best_epoch,
             "history": self.history,
+            "loads": self.loads,
             "log": self._log,
         }
         save_checkpoint(folder / CHECKPOINT, tensors, state)

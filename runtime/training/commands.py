@@ -121,7 +121,8 @@ def _run(trainer: Trainer, quiet: bool) -> Graph:
     def tell() -> None:
         nonlocal shown
         for entry in trainer.history[shown:]:
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in entry.items())
+            names = [name for name in entry if len(trainer.settings.losses) > 1 or TOTAL not in name]
+            numbers = "  ".join(f"{name} {entry[name]:.4g}" for name in names)
             shown += 1
             if not quiet:
                 console.print(f"epoch {shown:>3}  {numbers}", markup=False)

@@ -32,6 +32,7 @@ class QMoEGrad(Node):
     """
 
     domain = "qmoe"
+    family = "mixture"
     cpu_kernel = False
     type_constraints: ClassVar[Mapping[str, tuple[str, ...]]] = {**QMoE.type_constraints, "V": FLOATS}
 

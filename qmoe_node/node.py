@@ -41,6 +41,7 @@ class QMoE(Node):
     """
 
     domain = "com.microsoft"
+    family = "mixture"
     type_constraints: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "T": FLOATS,
         "T1": ("tensor(uint8)", "tensor(float8e4m3fn)"),

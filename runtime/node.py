@@ -161,6 +161,8 @@ class Node:
     """Whether the installed ONNX Runtime can run it on a CPU."""
 
     deprecated: ClassVar[bool] = False
+    family: ClassVar[str] = "other"
+    """The group in which a palette lists the type, one of `runtime.families.FAMILIES`."""
 
     evaluate: ClassVar[Callable[..., tuple[np.ndarray, ...]] | None] = None
     """NumPy kernel `(inputs: dict[port, ndarray], attributes: dict) -> tuple of outputs`, or None."""

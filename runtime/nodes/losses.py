@@ -33,6 +33,7 @@ class Loss(Node):
     """What all losses share. A subclass gives `of_samples`: one number for each sample, from the inputs."""
 
     domain = DOMAIN
+    family = "loss"
     operator = ""
     type_constraints = {"T": FLOATS, "I": INTEGERS}
     loss = Out("T", doc="the loss: one number, unless reduction is none")

@@ -14,6 +14,7 @@ import onnx
 import onnx.defs
 import onnx.helper
 
+from runtime.families import family_of
 from runtime.node import In, Node, Out, Parameter
 
 STANDARD_DOMAIN = ""
@@ -97,6 +98,11 @@ class Schema:
     def doc(self) -> str:
         """The operator's description."""
         return cleandoc(self._raw.doc or "")
+
+    @property
+    def family(self) -> str:
+        """The group in which a palette lists the operator."""
+        return family_of(self._raw.file if self.from_onnx else "", self.name)
 
     @property
     def is_function(self) -> bool:
@@ -206,6 +212,7 @@ def _node_type(domain: str, name: str, version: int) -> type[Node]:
         "type_constraints": schema.type_constraints(),
         "cpu_kernel": kernel,
         "deprecated": schema.deprecated,
+        "family": schema.family,
         "__module__": __name__,
     }
     return type(name, (Node,), body)

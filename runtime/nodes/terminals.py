@@ -12,6 +12,7 @@ class Input(Node):
     """A value that is given to the graph when it runs."""
 
     is_operator = False
+    family = "graph"
     value = Out("V", doc="the value given")
     name = Parameter(str, default="", attribute=None, doc="the input's name; the node's id if empty")
     type = Parameter(str, default="", attribute=None, doc="ONNX type, such as tensor(float); any if empty")
@@ -28,6 +29,7 @@ class Output(Node):
     """A value that the graph gives when it has run."""
 
     is_operator = False
+    family = "graph"
     value = In("V", doc="the value to give out")
     name = Parameter(str, default="", attribute=None, doc="the output's name; the node's id if empty")
     type = Parameter(str, default="", attribute=None, doc="ONNX type that the value must have; any if empty")
@@ -38,6 +40,7 @@ class Initializer(Node):
     """A tensor that belongs to the graph."""
 
     is_operator = False
+    family = "graph"
     value = Out("V", doc="the tensor")
     name = Parameter(str, default="", attribute=None, doc="the tensor's name; the node's id if empty")
     tensor = Parameter("tensor", required=True, attribute=None, doc="the numbers")
@@ -60,6 +63,7 @@ class Capture(Node):
     """Inside a subgraph: a value of the graph around it."""
 
     is_operator = False
+    family = "graph"
     value = Out("V", doc="the outer value")
     name = Parameter(str, required=True, attribute=None, doc="the name of the value in the outer graph")
     type = Parameter(str, default="", attribute=None, doc="ONNX type of the value, if known")

@@ -12,8 +12,8 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 MAXIMUM_FILE = 64 << 20
 MAXIMUM_CHUNKS = 4096
-MAXIMUM_TEXT = 16 << 20
-"""Bytes that all texts of a file may have together once they are inflated."""
+MAXIMUM_TEXT = 8 << 20
+"""Bytes that the texts of one keyword may have together once they are inflated; nothing after them is looked at."""
 
 LEVEL = 6
 """Of compression: 9 takes 25 times as long where the lowest bits of pixels are in use, and saves 7 %."""
@@ -67,6 +67,13 @@ class Text:
     problem: str = ""
 
 
+class TooLong(ValueError):
+    """Something is longer than what is read."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"it is longer than {most:,} bytes")
+
+
 def read_chunks(data: bytes) -> Chunks:
     """The chunks of a PNG file. ValueError if it is none: size, signature, or first chunk are wrong.
 
@@ -111,22 +118,26 @@ def text_chunks(chunks: Chunks, keyword: str) -> Iterator[Text]:
         for chunk in chunks.of(kind):
             if not chunk.data.startswith(start):
                 continue
+            if room <= 0:
+                return
             try:
                 value = _text(chunk, chunk.data[len(start) :], room)
-            except (ValueError, zlib.error) as error:
+            except TooLong as error:
+                room = 0
                 yield Text(kind, "", f"{error}")
-                continue
-            room -= len(value)
-            if room < 0:
-                yield Text(kind, "", "the texts are too long")
-                return
-            yield Text(kind, value)
+            except ValueError as error:
+                yield Text(kind, "", f"{error}")
+            else:
+                room -= len(value)
+                yield Text(kind, value)
 
 
 def _text(chunk: Chunk, rest: bytes, room: int) -> str:
-    """What follows the keyword, decoded. ValueError or zlib.error if that cannot be done."""
+    """What follows the keyword, decoded. ValueError if that cannot be done, TooLong if it takes more than `room`."""
     if not chunk.is_sound:
         raise ValueError("its checksum is wrong")
+    if len(rest) > room:
+        raise TooLong(room)
     if chunk.kind == b"tEXt":
         return rest.decode("latin-1")
     if chunk.kind == b"zTXt":
@@ -142,14 +153,14 @@ def _text(chunk: Chunk, rest: bytes, room: int) -> str:
 
 
 def inflate(data: bytes, most: int) -> bytes:
-    """What zlib compressed, up to `most` bytes. ValueError if there is more or less than one whole stream."""
+    """What zlib compressed; TooLong if that is more than `most` bytes, ValueError if it is not one whole stream."""
     stream = zlib.decompressobj()
     try:
         found = stream.decompress(data, most + 1)
     except zlib.error as error:
         raise ValueError("its compressed data is damaged") from error
     if len(found) > most:
-        raise ValueError(f"it inflates to more than {most:,} bytes")
+        raise TooLong(most)
     if not stream.eof or stream.unused_data:
         raise ValueError("its compressed data is not whole")
     return found

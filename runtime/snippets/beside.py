@@ -19,8 +19,7 @@ _TENSORS_LINE = re.compile(rb"^tensors: (.*?)\r?$", re.MULTILINE)
 
 def open_beside(path: Path, name: str) -> dict[str, Tensor]:
     """The tensors of the file `name` in a snippet's folder. ValueError if it is not in that folder."""
-    if not is_plain(name):
-        raise ValueError(f"expected the plain name of a .safetensors file in the snippet's own folder, found {name!r}.")
+    require_plain(name)
     file = path.parent / name
     if not file.exists():
         raise FileError(file, f"is missing; {path} keeps its tensors there.")
@@ -29,6 +28,12 @@ def open_beside(path: Path, name: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileError(file, "is no file.")
     return read_tensors(file)
+
+
+def require_plain(name: str) -> None:
+    """ValueError if a name leads out of a folder."""
+    if not is_plain(name):
+        raise ValueError(f"expected the plain name of a .safetensors file in the snippet's own folder, found {name!r}.")
 
 
 def is_plain(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,18 +102,20 @@ def fuzz_files(files: Sequence[Path], count: int, seed: int, keep: Path | None, 
     from rich.progress import Progress
 
     sources = [read_picture(file) for file in files]
-    if errors.is_terminal:
-        with Progress(console=errors, transient=True) as bar:
-            task = bar.add_task("loading", total=count)
+    try:
+        if errors.is_terminal:
+            with Progress(console=errors, transient=True) as bar:
+                task = bar.add_task("loading", total=count)
 
-            def show(number: int) -> None:
-                _watch(number)
-                bar.update(task, completed=number + 1)
+                def show(number: int) -> None:
+                    _watch(number)
+                    bar.update(task, completed=number + 1)
 
-            report = fuzz(sources, count, seed, show)
-    else:
-        report = fuzz(sources, count, seed, _watch)
-    faulthandler.cancel_dump_traceback_later()
+                report = fuzz(sources, count, seed, show)
+        else:
+            report = fuzz(sources, count, seed, _watch)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     if keep is not None and report.failures:
         keep.mkdir(parents=True, exist_ok=True)
         for failure in report.failures:
@@ -150,4 +153,5 @@ def fuzz_files(files: Sequence[Path], count: int, seed: int, keep: Path | None, 
 
 def _watch(number: int) -> None:
     """Ends the process, and says where it was, if the next load never ends."""
-    faulthandler.dump_traceback_later(20 * SLOW, exit=True)
+    if number % 100 == 0 and sys.__stderr__ is not None:
+        faulthandler.dump_traceback_later(100 * SLOW, exit=True, file=sys.__stderr__)

@@ -26,7 +26,7 @@ LARGE_PAYLOAD = 1 << 20
 
 MAXIMUM_YAML = 8 << 20
 MAXIMUM_INFLATED = 16 << 20
-MAXIMUM_VALUES = 1_000_000
+MAXIMUM_VALUES = 400_000
 """Bounds of what a payload may hold: bytes of YAML, bytes altogether, values in the YAML."""
 
 MAXIMUM_TENSOR = 128 << 10

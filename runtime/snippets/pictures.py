@@ -19,7 +19,7 @@ from runtime.attributes import Typed
 from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.graph import Graph
 from runtime.snippets import low_bits, payload, raster
-from runtime.snippets.beside import open_beside, write_beside
+from runtime.snippets.beside import open_beside, require_plain, write_beside
 from runtime.snippets.chunks import MAXIMUM_FILE, Chunks, read_chunks, text_chunks, write_png
 from runtime.snippets.emit import emit
 from runtime.snippets.payload import MAXIMUM_PAYLOAD, MAXIMUM_VALUES, Payload
@@ -352,6 +352,7 @@ def _graph(found: Payload, path: Path, beside: TensorsBeside) -> Graph:
 
 
 def _nothing_beside(name: str) -> Mapping[str, Tensor]:
+    require_plain(name)
     raise FileError(name, "is missing.")
 
 

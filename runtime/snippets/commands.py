@@ -66,10 +66,13 @@ def _pictures(files: Sequence[Path]) -> Iterator[Path]:
 
 
 def _has_graph(path: Path) -> bool:
+    """Whether there is a graph in a picture, be it damaged."""
     try:
         load_picture(path)
-    except (FileError, GraphError):
-        return False
+    except FileError as error:
+        return error.code != "no-graph"
+    except GraphError:
+        return True
     return True
 
 

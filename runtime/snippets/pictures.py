@@ -229,7 +229,7 @@ def _load(data: bytes, path: Path, beside: TensorsBeside) -> LoadedPicture:
     found = _Found.of(data, path)
     copy = found.text or found.hidden
     if copy is None:
-        raise FileError(path, found.why_none())
+        raise FileError(path, found.why_none(), code="" if found.is_damaged else "no-graph")
     graph = _graph(copy, path, beside)
     changed = found.digest != copy.picture
     findings = [*found.findings(changed), *(tensor.finding(node, key) for node, key, tensor in absent_tensors(graph))]
@@ -299,6 +299,11 @@ class _Found:
                 self.hidden = payload.unpack(data)
         except ValueError as error:
             self.hidden_problem = f"{error}"
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether something is wrong with what is there."""
+        return bool(self.text_problem or self.hidden_problem or self.pixels_problem)
 
     def why_none(self) -> str:
         """Why there is no graph, and what to do."""

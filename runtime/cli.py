@@ -369,6 +369,39 @@ def export_training(
     )
 
 
+snippet = typer.Typer(help="Pictures that carry their graph.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(snippet, name="snippet")
+
+PicturesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".png, .bmp or .webp pictures")]
+
+
+@snippet.command("check")
+def check_snippets(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, or folders with pictures")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether pictures hold the graphs that they show. Ends with 1 if one does not."""
+    from runtime.snippets import commands
+
+    if commands.check(files, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+@snippet.command("fuzz", hidden=True)
+def fuzz_snippets(
+    files: PicturesArgument,
+    count: Annotated[int, typer.Option(min=1, help="how many mutations")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the mutations")] = 0,
+    keep: Annotated[Path | None, typer.Option(help="write files that fail into this folder")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load broken and hostile mutations of pictures. Ends with 1 if one is neither loaded nor refused."""
+    from runtime.snippets import commands
+
+    if commands.fuzz_files(files, count, seed, keep, as_json):
+        raise typer.Exit(FINDINGS)
+
+
 @app.command()
 def demo(
     picture: Annotated[Path | None, typer.Option(help="draw which expert sees which digit into this .png")] = None,

@@ -8,13 +8,17 @@ from runtime.errors import FileError, Finding
 from runtime.graph import Graph
 
 YAML = (".yaml", ".yml")
+PICTURES = (".png", ".bmp", ".webp")
 ONNX = (".onnx",)
 
 
 def load(path: str | Path) -> Graph:
-    """The graph in a file: a snippet (.yaml, .yml) or an ONNX model (.onnx). FileError says what is wrong with it."""
+    """The graph in a file: a snippet (.yaml, .yml, or a .png, .bmp or .webp picture) or an ONNX model (.onnx).
+
+    FileError says what is wrong with it.
+    """
     path = Path(path)
-    form = _form(path)
+    form = _form(path, YAML + PICTURES + ONNX)
     if path.is_dir():
         raise FileError(path, "is a folder; expected a file.")
     if not path.exists():
@@ -25,6 +29,10 @@ def load(path: str | Path) -> Graph:
         from runtime.snippets import load_yaml
 
         return load_yaml(path)
+    if form in PICTURES:
+        from runtime.snippets.pictures import load_picture
+
+        return load_picture(path).graph
     from runtime.onnx_files import load_onnx
 
     return load_onnx(path)
@@ -38,7 +46,7 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[F
     the file cannot be written, GraphError if the graph cannot.
     """
     path = Path(path)
-    form = _form(path)
+    form = _form(path, YAML + ONNX)
     if path.is_dir():
         raise FileError(path, "is a folder; expected the name of a file.")
     if not path.absolute().parent.is_dir():
@@ -55,10 +63,10 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[F
     return save_onnx(graph, path, target=target or "onnxruntime")
 
 
-def _form(path: Path) -> str:
+def _form(path: Path, forms: tuple[str, ...]) -> str:
     form = path.suffix.lower()
-    if form not in YAML + ONNX:
-        known = ", ".join(YAML + ONNX)
+    if form not in forms:
+        known = ", ".join(forms)
         raise FileError(
             path, f"expected a name that ends with one of {known}" + (f", not {form}." if form else "."), code="name"
         )

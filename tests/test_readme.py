@@ -66,7 +66,10 @@ def test_every_option_has_its_line_on_the_page_of_the_command_line() -> None:
     sections = dict(re.findall(r"^## `qmoe ([\w-]+)[^`]*`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     assert set(sections) == set(commands)
-    for name, command in commands.items():
+    everything = [
+        (name, one) for name, top in commands.items() for one in (top, *getattr(top, "commands", {}).values())
+    ]
+    for name, command in everything:
         for parameter in command.params:
             options = [option for option in parameter.opts if option.startswith("--") and option != "--help"]
             assert all(f"`{option}" in sections[name] for option in options), (name, options)

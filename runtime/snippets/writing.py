@@ -15,7 +15,7 @@ from runtime.node import Node
 from runtime.ports import index_of
 from runtime.snippets.emit import Block
 from runtime.snippets.values import MAXIMUM_INLINE, encode_bytes, encode_inline, encode_type
-from runtime.tensors import Tensor
+from runtime.tensors import AbsentTensor, Tensor
 from runtime.types import ElementType, MapType, OptionalType, SequenceType, TensorType
 
 VERSION = 1
@@ -30,10 +30,16 @@ TERMINALS = frozenset({"Input", "Initializer", "Capture"})
 
 
 class Writer:
-    """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them."""
+    """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them.
 
-    def __init__(self) -> None:
+    `awaited`: the files that hold tensors which are absent.
+    """
+
+    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+        """`files`: names of tensors that lie in other files than the one beside the snippet, and which."""
         self.tensors: dict[str, Tensor] = {}
+        self.awaited: set[str] = set()
+        self._files = files or {}
         self._names: dict[tuple[ElementType, tuple[int, ...], str], str] = {}
 
     def document(self, graph: Graph, tensors_file: str) -> Block:
@@ -136,6 +142,9 @@ class Writer:
         raise place.error(key, f"A value of the kind {type(value).__name__} cannot be written to a snippet.")
 
     def _tensor(self, tensor: Tensor, key: str, name: str, place: _Place) -> dict[str, Any]:
+        if isinstance(tensor, AbsentTensor):
+            self.awaited.add(tensor.location)
+            return _reference(tensor, tensor.name, tensor.location)
         if tensor.element is ElementType.STRING or tensor.size <= MAXIMUM_INLINE:
             data = encode_inline(tensor)
             for item in data.get("data", ()):
@@ -150,12 +159,14 @@ class Writer:
                 name = f"{stem}.{number}"
             self._names[content] = name
             self.tensors[name] = tensor
-        return {
-            "$tensor": str(tensor.element),
-            "shape": list(tensor.shape),
-            "name": self._names[content],
-            "sha256": tensor.digest,
-        }
+        name = self._names[content]
+        return _reference(tensor, name, self._files.get(name, ""))
+
+
+def _reference(tensor: Tensor, name: str, file: str) -> dict[str, Any]:
+    """A tensor in a file; `file` is empty for the one beside the snippet."""
+    data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": name, "sha256": tensor.digest}
+    return data | ({"file": file} if file else {})
 
 
 @dataclass(frozen=True, slots=True)

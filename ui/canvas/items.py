@@ -463,12 +463,12 @@ class NodeItem(AbstractNodeItem):
             painter.setPen(theme.colour(look.faint))
             painter.drawText(QPointF(box.width + CHIP_OFFSET, y - 5), text)
         if self.loads and not box.pill:
-            width, largest = box.width / len(self.loads), max(self.loads)
+            step, largest = box.width / len(self.loads), max(self.loads)
             painter.setPen(Qt.PenStyle.NoPen)
             for number, load in enumerate(self.loads):
                 share = load / largest if largest > 0 else 0.0
                 painter.setBrush(theme.colour(blend(look.warning, look.terminal, share)))
-                painter.drawRect(QRectF(number * width, box.height + 1, width - 0.5, 5))
+                painter.drawRect(QRectF(number * step, box.height + 1, step - 0.5, 5))
         if self.badge:
             painter.setFont(theme.font(SMALL_SIZE))
             painter.setPen(theme.colour(look.faint))

@@ -12,9 +12,10 @@ from pathlib import Path
 from rich.table import Table
 
 from runtime.diff import diff
+from runtime.drawing.picture import save_picture
 from runtime.errors import FileError, GraphError
 from runtime.files import PICTURES, YAML, load
-from runtime.reports import console, errors
+from runtime.reports import console, errors, opened
 from runtime.snippets.fuzz import SLOW, fuzz
 from runtime.snippets.pictures import load_picture, read_picture
 
@@ -53,6 +54,15 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
         for problem in one.problems:
             console.print(f"  {one.file}: {problem}", markup=False, soft_wrap=True)
     return any(one.problems for one in checked)
+
+
+def render(file: Path, destination: Path, theme: str, scale: float, nodes: Sequence[str] | None) -> None:
+    """Draws a graph, or some of its nodes, into a .png file that carries it."""
+    if destination.suffix.lower() != ".png":
+        raise FileError(destination, "a picture is written as .png.", code="name")
+    for note in save_picture(opened(file), destination, nodes=nodes or None, theme=theme, scale=scale):
+        errors.print(f"{destination}: {note}", markup=False, soft_wrap=True)
+    console.print(f"{file} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
 
 
 def _pictures(files: Sequence[Path]) -> Iterator[Path]:

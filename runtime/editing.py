@@ -472,7 +472,7 @@ def frames_of(graph: Graph) -> list[Frame]:
     for id, data in stored.items() if isinstance(stored, Mapping) else ():
         if not isinstance(data, Mapping):
             continue
-        rectangle = data.get("rectangle")
+        rectangle: Any = data.get("rectangle")
         if _is_rectangle(rectangle):
             x, y, width, height = map(float, rectangle)
             title, color = str(data.get("title", "")), str(data.get("color", ""))

@@ -210,6 +210,9 @@ class AbsentTensor(Tensor):
         self.name = name
         self.location = location
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AbsentTensor, (self.element, self.shape, self._digest, self.name, self.location)
+
     @property
     def nbytes(self) -> int:
         """Bytes that the elements take where they are."""

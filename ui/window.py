@@ -46,6 +46,7 @@ class Window(QMainWindow):
         self.editor = editor = Editor(self)
         self.commands: dict[str, QAction] = {}
         self.panes: dict[str, QDockWidget] = {}
+        self._kept: list[object] = []
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
@@ -66,6 +67,9 @@ class Window(QMainWindow):
         self.resize(1500, 950)
         self._show_title()
         self._show_possible()
+        from ui import exchange  # parts know the window, so they come after it
+
+        exchange.install(self)
         if path is not None:
             self.open(path)
 
@@ -96,6 +100,10 @@ class Window(QMainWindow):
         self.menus["View"].addAction(action)
         dock.setVisible(shown)
         return dock
+
+    def keep(self, part: object) -> None:
+        """Keeps a part that is no widget for as long as the window lives."""
+        self._kept.append(part)
 
     def command(
         self, menu: str, text: str, call: Callable[[], Any], shortcut: str | QKeySequence.StandardKey | None = None

@@ -417,6 +417,22 @@ def fuzz_snippets(
 
 
 @app.command()
+def edit(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="a .yaml or .png snippet or an .onnx model")
+    ] = None,
+    theme: Annotated[
+        Literal["light", "dark"] | None, typer.Option(help="colours [default: as last time, or the desktop's]")
+    ] = None,
+) -> None:
+    """Open the editor."""
+    import importlib
+
+    # By name: what is headless does not depend on the editor.
+    raise typer.Exit(importlib.import_module("ui.app").edit(file, theme))
+
+
+@app.command()
 def demo(
     picture: Annotated[Path | None, typer.Option(help="draw which expert sees which digit into this .png")] = None,
 ) -> None:

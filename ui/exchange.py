@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QFileInfo, QMimeData, QPointF
+from PySide6.QtCore import QFileInfo, QMimeData, QPointF, QUrl
 from PySide6.QtGui import QCursor, QImage
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QFileDialog
 
-from runtime.drawing.picture import render
+from runtime.drawing.picture import render, save_picture
 from runtime.drawing.scene import scene_of
 from runtime.editing import duplicate, extract, paste
 from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
 from ui import theme
+from ui.gallery import SnippetsPane
 from ui.ghost import Ghost
 from ui.transfer import may_hold_graph, offer, receive
-from ui.window import Window
+from ui.window import LEFT, Window
 
 MOST_PREVIEWED = 16 << 20
 """Files that are larger are not read before they are dropped."""
@@ -156,6 +158,31 @@ class Exchange:
         for note in notes:
             self._editor.told.emit(str(note))
 
+    def insert_file(self, path: Path) -> None:
+        """Inserts a file in the middle of what is visible."""
+        data = QMimeData()
+        data.setUrls([QUrl.fromLocalFile(str(path))])
+        self._insert(data, self._editor.canvas.viewer.visible().center(), "Insert")
+
+    def save_selection(self) -> None:
+        """Asks for a file and writes the selection, or everything, into it as a picture that carries it."""
+        nodes = self._editor.canvas.selected or None
+        name, _ = QFileDialog.getSaveFileName(
+            self._window, "Save as snippet picture", "snippet.png", "Pictures (*.png)"
+        )
+        if name:
+            self.save_picture(Path(name), nodes)
+
+    def save_picture(self, path: Path, nodes: list[str] | None) -> None:
+        """Writes nodes, or everything, into a picture."""
+        try:
+            notes = save_picture(self._editor.graph, path, nodes=nodes, theme=theme.current().name)
+        except StudioError as error:
+            self._window.tell_error(f"{path.name} cannot be saved", error)
+            return
+        self._editor.told.emit(f"Saved {path}.")
+        self._tell(notes)
+
 
 def _count(nodes: list[str]) -> str:
     return nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
@@ -173,3 +200,8 @@ def install(window: Window) -> None:
         ("Duplicate", exchange.duplicate, "Ctrl+D"),
     ):
         window.command("Edit", text, call, shortcut)
+    window.command("File", "Save selection as snippet picture…", exchange.save_selection)
+    pane = SnippetsPane(window.editor)
+    pane.chosen.connect(exchange.insert_file)
+    window.closing.connect(pane.stop)
+    window.add_pane(pane, LEFT)

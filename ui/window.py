@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QSettings, Qt
+from PySide6.QtCore import QSettings, Qt, Signal
 from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
     QApplication,
@@ -41,6 +41,9 @@ FILES = "Graphs (*.yaml *.yml *.png *.onnx);;All files (*)"
 class Window(QMainWindow):
     """One document in a window. `editor` is what panes talk to; `command` adds to menus."""
 
+    closing = Signal()
+    """The window is about to go: threads and processes end."""
+
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
         self.editor = editor = Editor(self)
@@ -56,6 +59,7 @@ class Window(QMainWindow):
         self.add_pane(ProblemsPane(editor), BOTTOM)
         self.add_pane(HistoryPane(editor), BOTTOM)
         self._say = QLabel()
+        self._say.setContentsMargins(8, 0, 0, 0)
         self._zoom = QLabel()
         self.statusBar().addWidget(self._say, 1)
         self.statusBar().addPermanentWidget(self._zoom)
@@ -70,6 +74,7 @@ class Window(QMainWindow):
         from ui import exchange  # parts know the window, so they come after it
 
         exchange.install(self)
+        self._arrange_panes()
         if path is not None:
             self.open(path)
 
@@ -100,6 +105,16 @@ class Window(QMainWindow):
         self.menus["View"].addAction(action)
         dock.setVisible(shown)
         return dock
+
+    def _arrange_panes(self) -> None:
+        """Gives panes their first sizes: most of the room is the canvas's."""
+        for area, size, way in (
+            (LEFT, 230, Qt.Orientation.Horizontal),
+            (RIGHT, 320, Qt.Orientation.Horizontal),
+            (BOTTOM, 190, Qt.Orientation.Vertical),
+        ):
+            docks = [dock for dock in self.panes.values() if self.dockWidgetArea(dock) == area]
+            self.resizeDocks(docks, [size] * len(docks), way)
 
     def keep(self, part: object) -> None:
         """Keeps a part that is no widget for as long as the window lives."""
@@ -247,6 +262,7 @@ class Window(QMainWindow):
         if not self.is_safe_to_leave():
             event.ignore()
             return
+        self.closing.emit()
         QApplication.clipboard().clear()  # what is still there at the end would be freed too late
         self.editor.close()
         event.accept()

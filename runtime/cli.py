@@ -426,10 +426,10 @@ def edit(
     ] = None,
 ) -> None:
     """Open the editor."""
-    import importlib
+    from importlib.metadata import entry_points
 
-    # By name: what is headless does not depend on the editor.
-    raise typer.Exit(importlib.import_module("ui.app").edit(file, theme))
+    (editor,) = entry_points(group="qmoe.editor")  # what is headless does not know the editor
+    raise typer.Exit(editor.load()(file, theme))
 
 
 @app.command()

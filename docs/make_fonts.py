@@ -1,4 +1,4 @@
-"""Makes the fonts of `runtime/drawing/fonts` from upright styles of Inter 4: `python make_fonts.py FOLDER` (needs fontTools).
+"""Makes the fonts of `runtime/drawing/fonts` from styles of Inter 4: `python make_fonts.py FOLDER` (needs fontTools).
 
 Of each style there is an .otf for Qt, without kerning or ligatures, so that both painters place the same letters at the
 same places, and its outlines as straight lines in `outlines.npz`, for the painter that needs no font engine.

@@ -10,10 +10,10 @@ from PySide6.QtCore import QMimeData, QObject, QSettings, QSize, Qt, QUrl, Signa
 from PySide6.QtGui import QDrag, QIcon, QImage, QPainter, QPixmap
 from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
 
-from runtime.demonstration import snippets_folder
 from runtime.drawing.picture import render
 from runtime.errors import StudioError
 from runtime.files import PICTURES, YAML, load
+from runtime.shipped import snippets_folder
 from ui import theme
 from ui.editor import Editor
 

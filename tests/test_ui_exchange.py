@@ -256,3 +256,77 @@ def test_opening_something_else_asks_about_changes(window: Window, monkeypatch: 
     assert len(window.editor.graph.nodes) == 4 and "Save the changes" in answers[0]
     assert dumps(window.editor.graph)[0].count("type: Relu") == 2
     assert QByteArray(b"x").data() == b"x"
+
+
+# Files
+
+
+def test_saving_and_opening_keeps_the_document(window: Window, tmp_path: Path) -> None:
+    for ending in ("yaml", "png", "onnx"):
+        path = tmp_path / f"kept.{ending}"
+        assert window.save_to(path) and not window.isWindowModified()
+        before = window.editor.graph.copy()
+        window.editor.show(Graph())
+        assert window.open(path)
+        assert set(window.editor.graph.nodes) == set(before.nodes)
+        assert len(window.editor.graph.wires) == len(before.wires)
+        assert_same(window.editor.canvas)
+
+
+def test_a_file_that_cannot_be_opened_leaves_the_document_and_says_why(window: Window, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("qmoe: 1\nnodes:\n  x: {type: [}\n")
+    assert not window.open(tmp_path / "bad.yaml")
+    assert "bad.yaml:3" in window.opening.label.text() and window.opening.isVisible()
+    assert set(window.editor.graph.nodes) == {"x", "relu", "y"}
+    assert not window.open(tmp_path / "none.yaml")
+    assert "no such file" in window.opening.label.text()
+    window.opening.button.click()
+    assert not window.opening.isVisible()
+
+
+def test_a_disk_that_is_full_loses_nothing(window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kept.yaml"
+    assert window.save_to(path)
+    before = path.read_bytes()
+    window.editor.graph.add("Neg")
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert not window.save_to(path)
+    assert path.read_bytes() == before and window.isWindowModified()
+    assert "No space left" in window.opening.label.text()
+
+
+def test_a_large_file_is_read_while_the_window_goes_on(window: Window, qtbot: QtBot, tmp_path: Path) -> None:
+    graph = Graph("large", opsets={"": 21})
+    source = f"{graph.add('Input', 'x', parameters={'type': 'tensor(float)', 'shape': [4]})}.value"
+    for number in range(5000):
+        graph.add("Relu", f"relu_{number}")
+        graph.wire(source, f"relu_{number}.X")
+        source = f"relu_{number}.Y"
+    save(graph, tmp_path / "large.onnx")
+    assert not window.open(tmp_path / "large.onnx")
+    assert window.opening.isVisible() and len(window.editor.graph.nodes) == 3
+    qtbot.waitUntil(lambda: len(window.editor.graph.nodes) > 5000, timeout=60_000)
+    assert not window.opening.isVisible() and window.editor.path == tmp_path / "large.onnx"
+    window.open(tmp_path / "large.onnx")
+    window.opening.button.click()  # cancelled: what was read is forgotten
+    window.editor.show(pair())
+    qtbot.wait(3000)
+    assert len(window.editor.graph.nodes) == 3
+
+
+def test_types_that_nobody_knows_are_kept(window: Window, tmp_path: Path) -> None:
+    graph = pair()
+    graph.add("of.tomorrow.Thing", "thing", parameters={"speed": 3})
+    graph.wire("x.value", "thing.input.0")
+    save(graph, tmp_path / "new.yaml")
+    assert window.open(tmp_path / "new.yaml")
+    item = window.editor.canvas.item("thing")
+    assert item is not None and item.box is not None and not item.box.known
+    assert any(finding.node == "thing" and finding.code == "unknown-type" for finding in window.editor.findings)
+    window.editor.graph.set("relu", "name", "renamed")
+    assert window.save_to(tmp_path / "new.yaml")
+    assert "speed: 3" in (tmp_path / "new.yaml").read_text()

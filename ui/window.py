@@ -21,12 +21,13 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from runtime.errors import StudioError
+from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
 from ui import theme
 from ui.editor import Editor
 from ui.history import HistoryPane
 from ui.minimap import MiniMap
+from ui.opening import Loaded, OpeningBar, is_large
 from ui.problems import ProblemsPane
 
 MENUS = ("File", "Edit", "Insert", "Diagram", "Run", "View", "Help")
@@ -88,6 +89,10 @@ class Window(QMainWindow):
         layout.addWidget(self.editor.canvas.viewer)
         self.setCentralWidget(middle)
         self.minimap = MiniMap(self.editor, middle)
+        self.opening = OpeningBar(middle)
+        self.opening.loaded.connect(self._loaded)
+        self.closing.connect(self.opening.cancel)
+        layout.insertWidget(0, self.opening)
 
     def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
         """Docks a pane, which has a `title`, in an area; those that are there already become its tabs at the bottom."""
@@ -202,14 +207,31 @@ class Window(QMainWindow):
             self.editor.show(Graph("untitled"))
 
     def open(self, path: Path) -> bool:
-        """Opens a file; what is wrong with it is shown in a message, and the document stays."""
+        """Opens a file; what is wrong with it is shown in a message, and the document stays.
+
+        A large one is read while the window goes on; False then too, until it is there.
+        """
+        if is_large(path):
+            self.opening.start(path)
+            return False
         try:
-            self.editor.open(path)
+            notes = self.editor.open(path)
         except StudioError as error:
             self.tell_error(f"{path.name} cannot be opened", error)
             return False
-        self.say(f"Opened {path}.")
+        self._opened(path, notes)
         return True
+
+    def _opened(self, path: Path, notes: list[Finding]) -> None:
+        self.say(" ".join([f"Opened {path}.", *map(str, notes)]))
+
+    def _loaded(self, loaded: Loaded) -> None:
+        if isinstance(loaded.content, Exception):
+            self.tell_error(f"{loaded.path.name} cannot be opened", loaded.content)
+            return
+        graph, prepared = loaded.content
+        self.editor.show(graph, loaded.path, prepared=prepared)
+        self._opened(loaded.path, loaded.notes)
 
     def ask_open(self) -> None:
         """Asks for a file and opens it."""
@@ -255,8 +277,9 @@ class Window(QMainWindow):
         return answer == buttons.Discard or (answer == buttons.Save and self.save())
 
     def tell_error(self, title: str, error: Exception) -> None:
-        """Shows an error in a message of its own."""
-        QMessageBox.warning(self, title, str(error))
+        """Shows an error in a bar above the canvas, until it is closed or something else is opened."""
+        self.opening.show_error(title, error)
+        self.say(f"{title}: {error}")
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         if not self.is_safe_to_leave():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from NodeGraphQt import BaseNode, NodeGraph
@@ -44,6 +45,24 @@ class LibraryGraph(NodeGraph):
         pass
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What takes long about showing a document and needs no window: its findings, its boxes and their places."""
+
+    findings: Sequence[Finding]
+    boxes: Mapping[str, Box]
+    places: Mapping[str, tuple[float, float]]
+
+
+def prepare(graph: Graph) -> Prepared:
+    """Checks and lays out a document. May be called in any thread, before the document is shown."""
+    findings = graph.checker.findings()
+    worst = worst_findings(findings)
+    graph.checker.take_examined()
+    boxes = {id: box_of(graph, id, every_port=True, worst=worst) for id in graph.nodes}
+    return Prepared(findings, boxes, positions(graph, boxes))
+
+
 class Canvas(QObject):
     """Shows one document at a time in `viewer`, and turns gestures into edits of it."""
 
@@ -78,29 +97,26 @@ class Canvas(QObject):
 
     # -- the document -------------------------------------------------------------------------------------------------
 
-    def show(self, graph: Graph) -> None:
-        """Draws another document."""
+    def show(self, graph: Graph, prepared: Prepared | None = None) -> None:
+        """Draws another document; `prepared` is what `prepare` made of it, if that was done before."""
+        prepared = prepared or prepare(graph)
         self._end_listening()
         self._clear()
         self.graph = graph
-        findings = graph.checker.findings()
-        self._severities = worst_findings(findings)
-        graph.checker.take_examined()
-        boxes = {id: box_of(graph, id, every_port=True, worst=self._severities) for id in graph.nodes}
-        places = positions(graph, boxes)
+        self._severities = worst_findings(prepared.findings)
         # Nothing is painted or told before all is there.
         self.viewer.setUpdatesEnabled(False)
         self.viewer.scene().blockSignals(True)
         try:
             for id in graph.nodes:
-                self._add(id, places[id], boxes[id])
+                self._add(id, prepared.places[id], prepared.boxes[id])
             for target, source in graph.wires.items():
                 self._join(source, target)
         finally:
             self.viewer.scene().blockSignals(False)
             self.viewer.setUpdatesEnabled(True)
         self._end_listening = graph.listen(self._hear)
-        self.checked.emit(findings)
+        self.checked.emit(list(prepared.findings))
         self._selection_changed()
 
     def close(self) -> None:

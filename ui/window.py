@@ -72,9 +72,10 @@ class Window(QMainWindow):
         self.resize(1500, 950)
         self._show_title()
         self._show_possible()
-        from ui import exchange  # parts know the window, so they come after it
+        from ui import exchange, keyboard  # parts know the window, so they come after it
 
         exchange.install(self)
+        keyboard.install(self)
         self._arrange_panes()
         if path is not None:
             self.open(path)

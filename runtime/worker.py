@@ -266,10 +266,11 @@ class Worker:
                     pass
             events = list(self._events)
             self._events.clear()
+        after = [*events[1:], None] if events else []
         return [
             event
-            for event, after in zip(events, [*events[1:], None], strict=True)
-            if not (isinstance(event, Progressed) and isinstance(after, Progressed))
+            for event, following in zip(events, after, strict=True)
+            if not (isinstance(event, Progressed) and isinstance(following, Progressed))
         ]
 
     # -- within ---------------------------------------------------------------------------------------------------

@@ -37,9 +37,9 @@ from runtime.jobs import (
     Result,
     RunJob,
     Started,
+    Training,
     TrainingProgressed,
     TrainJob,
-    Training,
 )
 from runtime.reaching import only_for
 from runtime.summaries import Summary, summarize

@@ -15,7 +15,7 @@ from runtime.node import Node
 from runtime.ports import index_of
 from runtime.snippets.emit import Block
 from runtime.snippets.values import MAXIMUM_INLINE, encode_bytes, encode_inline, encode_type
-from runtime.tensors import Tensor
+from runtime.tensors import Place, Tensor
 from runtime.types import ElementType, MapType, OptionalType, SequenceType, TensorType
 
 VERSION = 1
@@ -30,11 +30,15 @@ TERMINALS = frozenset({"Input", "Initializer", "Capture"})
 
 
 class Writer:
-    """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them."""
+    """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them.
 
-    def __init__(self) -> None:
+    With `by_place`, tensors that lie in files are told apart by where they lie, and neither read nor hashed.
+    """
+
+    def __init__(self, by_place: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._names: dict[tuple[ElementType, tuple[int, ...], str], str] = {}
+        self._by_place = by_place
+        self._names: dict[tuple[ElementType, tuple[int, ...], str | Place], str] = {}
 
     def document(self, graph: Graph, tensors_file: str) -> Block:
         """The whole document; `tensors_file` is the name of the file beside it, used if it needs one."""
@@ -142,7 +146,8 @@ class Writer:
                 if isinstance(item, str):
                     place.text(item, key)
             return data
-        content = (tensor.element, tensor.shape, tensor.digest)
+        lies = tensor.place if self._by_place else None
+        content = (tensor.element, tensor.shape, lies or tensor.digest)
         if content not in self._names:
             name, number, stem = place.text(name, key), 1, name
             while name in self.tensors or name in ("", "__metadata__"):
@@ -150,12 +155,8 @@ class Writer:
                 name = f"{stem}.{number}"
             self._names[content] = name
             self.tensors[name] = tensor
-        return {
-            "$tensor": str(tensor.element),
-            "shape": list(tensor.shape),
-            "name": self._names[content],
-            "sha256": tensor.digest,
-        }
+        data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": self._names[content]}
+        return data if lies else {**data, "sha256": tensor.digest}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from runtime.function_checks import function_key, wrong_functions
 from runtime.graph import Add, Cut, Edit, Graph, NodeState, PortRef, Remove, Set, Wire
 from runtime.node import In, Node, NodeContext
 from runtime.node_checks import (
+    absent_tensors,
     choices,
     disagreements_of_output,
     duplicate_names,
@@ -98,6 +99,7 @@ class Checker:
         self._surroundings = surroundings
         self._results: dict[str, _Result] = {}
         self._stale: set[str] = set(graph.nodes)
+        self._examined: set[str] = set()
         self._nesting: set[str] = set()
         self._bodies: dict[tuple[str, str], _Body] = {}  # by node and parameter
         self._wires = dict(graph.wires)
@@ -114,6 +116,12 @@ class Checker:
             own = [finding for id in self._graph.nodes for finding in self._results[id].findings]
             self._findings = own + list(self._of_the_whole())
         return list(self._findings)
+
+    def take_examined(self) -> set[str]:
+        """The nodes that were looked at since this was last asked: all of whom anything may be known that was not."""
+        self._refresh()
+        examined, self._examined = self._examined, set()
+        return examined
 
     def type_of(self, source: PortRef | str) -> ValueType:
         """What is known of the type of an output; `UNKNOWN` if nothing is."""
@@ -214,6 +222,7 @@ class Checker:
                 if id not in stale:
                     continue
                 stale.discard(id)
+                self._examined.add(id)
                 before = self._results.get(id)
                 after = self._results[id] = self._examine(id)
                 if before is None or before.types != after.types or before.values != after.values:
@@ -250,14 +259,16 @@ class Checker:
             return self._examine_unknown(state, sources)
         inputs = {port: self.type_of_known(source) for port, source in sources.items()}
         parameters = {name: value for name, value in state.parameters.items() if value is not None}
-        findings: list[Finding] = list(missing_inputs(state, node_type, sources))
+        absent = list(absent_tensors(state, parameters))
+        findings: list[Finding] = [*missing_inputs(state, node_type, sources), *absent]
         variables, disagreements = type_variables(state, node_type, inputs)
         findings += disagreements
         attributes = node_type.to_attributes(parameters) if node_type.is_operator else parameters
         used = outputs_in_use(self._graph, state, node_type)
         result = _Result()
         is_open = any(isinstance(value, Typed) and value.kind == "ref" for value in attributes.values())
-        if is_open and node_type.is_operator:  # a function's attributes: who calls it says what they are
+        # A function's attributes: who calls it says what they are. An absent tensor: its numbers are not known.
+        if (is_open or absent) and node_type.is_operator:
             pass
         elif node_type.infer.__func__ is not Node.infer.__func__:  # type: ignore[attr-defined]
             values = {
@@ -277,7 +288,8 @@ class Checker:
             result.types |= self._refined(id, node_type, result.types)
             if node_type is Initializer:
                 tensor = parameters.get("tensor")
-                if isinstance(tensor, Tensor) and tensor.size <= 64 and not parameters.get("overridable"):
+                is_there = not absent and not parameters.get("overridable")
+                if isinstance(tensor, Tensor) and tensor.size <= 64 and is_there:
                     result.values["value"] = tensor
         else:
             nested = any(isinstance(value, Graph) for value in parameters.values())

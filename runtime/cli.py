@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml snippet or an .onnx model")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml or .png snippet or an .onnx model")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
 
 
@@ -182,7 +182,7 @@ def _pair(text: str, option: str, kind: Callable[[str], Any]) -> tuple[str, Any]
 
 @app.command()
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".yaml snippets or .onnx models")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=".yaml or .png snippets or .onnx models")],
     as_json: JsonOption = False,
 ) -> None:
     """Say everything that is wrong with graphs. Ends with 1 if something is."""
@@ -202,8 +202,8 @@ def info(file: FileArgument, as_json: JsonOption = False) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="a .yaml snippet or an .onnx model")],
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="a .yaml snippet or an .onnx model")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="a .yaml or .png snippet or an .onnx model")],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="a .yaml or .png snippet or an .onnx model")],
     target: Annotated[
         Literal["onnxruntime", "schema", "portable"] | None,
         typer.Option(help="whose an .onnx file is: ONNX Runtime's CPU kernels' (default), other kernels', all's"),
@@ -232,8 +232,8 @@ def nodes(
 
 @app.command()
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="a .yaml snippet or an .onnx model")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="a .yaml snippet or an .onnx model")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="a .yaml or .png snippet or an .onnx model")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="a .yaml or .png snippet or an .onnx model")],
     as_json: JsonOption = False,
 ) -> None:
     """Say how two graphs differ in meaning, not in layout. Ends with 1 if they do."""
@@ -367,6 +367,69 @@ def export_training(
         accumulate=accumulate,
         average=average,
     )
+
+
+snippet = typer.Typer(help="Pictures that carry their graph.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(snippet, name="snippet")
+
+PicturesArgument = Annotated[list[Path], typer.Argument(metavar="FILE...", help=".png, .bmp or .webp pictures")]
+
+
+@snippet.command("check")
+def check_snippets(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="pictures, or folders with pictures")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether pictures hold the graphs that they show. Ends with 1 if one does not."""
+    from runtime.snippets import commands
+
+    if commands.check(files, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+@snippet.command("render")
+def render_snippet(
+    file: FileArgument,
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="the .png file to write")],
+    theme: Annotated[Literal["light", "dark"], typer.Option(help="colours of the picture")] = "light",
+    scale: Annotated[float, typer.Option(min=1, max=4, help="pixels for each unit")] = 2.0,
+    node: Annotated[list[str] | None, typer.Option(help="show this node; repeat for several [default: all]")] = None,
+) -> None:
+    """Draw a graph, or some of its nodes, as a picture that carries what it shows."""
+    from runtime.snippets import commands
+
+    commands.render(file, destination, theme, scale, node)
+
+
+@snippet.command("fuzz", hidden=True)
+def fuzz_snippets(
+    files: PicturesArgument,
+    count: Annotated[int, typer.Option(min=1, help="how many mutations")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the mutations")] = 0,
+    keep: Annotated[Path | None, typer.Option(help="write files that fail into this folder")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load broken and hostile mutations of pictures. Ends with 1 if one is neither loaded nor refused."""
+    from runtime.snippets import commands
+
+    if commands.fuzz_files(files, count, seed, keep, as_json):
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
+def edit(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="a .yaml or .png snippet or an .onnx model")
+    ] = None,
+    theme: Annotated[
+        Literal["light", "dark"] | None, typer.Option(help="colours [default: as last time, or the desktop's]")
+    ] = None,
+) -> None:
+    """Open the editor."""
+    from importlib.metadata import entry_points
+
+    (editor,) = entry_points(group="qmoe.editor")  # what is headless does not know the editor
+    raise typer.Exit(editor.load()(file, theme))
 
 
 @app.command()

@@ -20,7 +20,7 @@ from runtime.captures import bodies_of
 from runtime.graph import ABSENT, Graph, NodeState, PortRef
 from runtime.node import Node
 from runtime.nodes.terminals import Input, Output
-from runtime.tensors import Tensor
+from runtime.tensors import AbsentTensor, Tensor
 from runtime.types import ElementType, TensorType
 
 TERMINALS = ("Input", "Output", "Initializer", "Capture")
@@ -243,6 +243,8 @@ def _same(a: Any, b: Any) -> bool:
         case float(), float():
             # 0.0 and -0.0 are two numbers to an operator.
             return (a == b and math.copysign(1, a) == math.copysign(1, b)) or (math.isnan(a) and math.isnan(b))
+        case Tensor(), Tensor():
+            return a == b
     return type(a) is type(b) and bool(a == b)
 
 
@@ -289,6 +291,8 @@ def _tensors(a: Tensor, b: Tensor) -> str:
     if a.type != b.type:
         return f"{a.type} -> {b.type}"
     digests = f"SHA-256 {a.digest[:8]} -> {b.digest[:8]}"
+    if isinstance(a, AbsentTensor) or isinstance(b, AbsentTensor):
+        return f"{a.type}: {digests}"
     first, second = a.array().reshape(-1), b.array().reshape(-1)
     if a.element is ElementType.STRING:
         count = sum(x != y for x, y in zip(first, second, strict=True))

@@ -62,7 +62,7 @@ class GraphError(StudioError):
 class FileError(StudioError):
     """A file that cannot be read or written. `line` and `column` count from 1; 0 means unknown.
 
-    `code` is "name" if not the file is at fault but the name that was asked for.
+    `code` is "name" if not the file is at fault but the name that was asked for, "no-graph" for a picture without one.
     """
 
     def __init__(self, path: str | Path, message: str, *, line: int = 0, column: int = 0, code: str = "") -> None:

@@ -14,7 +14,7 @@ from runtime.graph import Graph, NodeState, PortRef
 from runtime.node import Node, NodeContext, Parameter
 from runtime.nodes.terminals import declared_type
 from runtime.ports import belongs
-from runtime.tensors import Tensor
+from runtime.tensors import AbsentTensor, Tensor
 from runtime.types import OptionalType, TensorType, ValueType, format_shape, kind_of
 
 
@@ -121,6 +121,13 @@ def type_variables(
                 )
             )
     return {variable: type_ for variable, (_, type_) in bound.items()}, findings
+
+
+def absent_tensors(state: NodeState, parameters: Mapping[str, Any]) -> Iterator[Finding]:
+    """Tensors whose numbers lie in a file that is not there."""
+    for name, value in parameters.items():
+        if isinstance(value, AbsentTensor):
+            yield value.finding(state.id, name)
 
 
 def wrong_parameters(state: NodeState, node_type: type[Node], parameters: Mapping[str, Any]) -> Iterator[Finding]:

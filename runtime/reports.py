@@ -35,6 +35,15 @@ DEFAULT_SIZE = 8
 """What a symbolic dimension of a generated input is, unless --size says otherwise."""
 
 
+def opened(file: Path) -> Graph:
+    """The graph in a file; what is worth knowing of the file goes to standard error."""
+    notes: list[Finding] = []
+    graph = load(file, notes)
+    for note in notes:
+        errors.print(f"{file}: {note}", markup=False, soft_wrap=True)
+    return graph
+
+
 # -- run ------------------------------------------------------------------------------------------------------------
 
 
@@ -59,7 +68,7 @@ def run(
 
     if output is not None and output.suffix != ".npz":
         raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.", code="name")
-    graph = load(file)
+    graph = opened(file)
     session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
     given = _given(inputs, session)
     feeds = given | _generated(session, given, sizes, seed)
@@ -251,7 +260,7 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
     report = []
     for file in files:
         try:
-            findings = findings_of(load(file))
+            findings = findings_of(opened(file))
         except FileError as error:
             place = f"line {error.line}, column {error.column}: " if error.line else ""
             findings = [Finding(place + error.message, code="file")]
@@ -285,7 +294,7 @@ def info(file: Path, as_json: bool) -> None:
     """Prints what a graph consists of."""
     from runtime.node import COMMON_PARAMETERS
 
-    graph = load(file)
+    graph = opened(file)
     checker = graph.checker
     rows: list[dict[str, Any]] = []
     for id, state in graph.nodes.items():
@@ -355,7 +364,7 @@ def _brief(value: Any) -> str:
 
 def convert(source: Path, destination: Path, target: str | None) -> None:
     """Writes a graph in the form that the destination's name says."""
-    graph = load(source)
+    graph = opened(source)
     findings = save(graph, destination, target=target)
     console.print(f"{source} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
     _print_findings(findings)
@@ -404,7 +413,7 @@ def diff(first: Path, second: Path, as_json: bool) -> bool:
     """Prints how two graphs differ; True if they do."""
     from runtime.diff import diff as changes_between
 
-    changes = changes_between(load(first), load(second))
+    changes = changes_between(opened(first), opened(second))
     if as_json:
         rows = [{"kind": str(change.kind), "place": change.place, "sentence": str(change)} for change in changes]
         print(json.dumps(rows, indent=2))

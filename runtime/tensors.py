@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
-from runtime.errors import FileError
+from runtime.errors import FileError, Finding, GraphError
 from runtime.types import ElementType, TensorType
 
 
@@ -113,6 +113,11 @@ class Tensor:
         return isinstance(self._data, np.memmap)
 
     @property
+    def file(self) -> Path | None:
+        """The file that the elements are mapped from."""
+        return Path(str(self._data.filename)) if isinstance(self._data, np.memmap) and self._data.filename else None
+
+    @property
     def place(self) -> Place | None:
         """Where the elements lie, if that is a mapped file that has not changed since."""
         if not isinstance(self._data, np.memmap):
@@ -162,6 +167,8 @@ class Tensor:
             return True
         if not isinstance(other, Tensor):
             return NotImplemented
+        if isinstance(self, AbsentTensor) or isinstance(other, AbsentTensor):
+            return self.type == other.type and self.digest == other.digest
         return (self.element, self.shape) == (other.element, other.shape) and (
             self._data is other._data or bool(np.array_equal(self._data, other._data))
         )
@@ -183,6 +190,55 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"Tensor({self.type})"
+
+
+class AbsentTensor(Tensor):
+    """A tensor that is known by type, shape and SHA-256, while its elements lie in a file that is not there.
+
+    It goes through editing and saving like any other, and equals the tensor that it stands for. What needs its elements
+    gets a GraphError that says which file is missing.
+    """
+
+    __slots__ = ("location", "name")
+
+    def __init__(self, element: ElementType, shape: Sequence[int], digest: str, name: str, location: str) -> None:
+        """`name` is what the tensor is called in the file `location`, a plain name. Not for strings."""
+        self.element = element
+        self.shape = tuple(int(size) for size in shape)
+        self._data = np.empty(0, np.uint8)
+        self._digest = digest.lower()
+        self.name = name
+        self.location = location
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AbsentTensor, (self.element, self.shape, self._digest, self.name, self.location)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the elements take where they are."""
+        return (self.size * self.element.bits + 7) // 8
+
+    def raw(self) -> np.ndarray:
+        """GraphError: the elements are not there."""
+        raise GraphError(self.finding())
+
+    def array(self) -> np.ndarray:
+        """GraphError: the elements are not there."""
+        raise GraphError(self.finding())
+
+    def finding(self, node: str = "", port: str = "") -> Finding:
+        """What to say of it, and what to do."""
+        return Finding(
+            f"the tensor {self.name!r}, {self.type}, SHA-256 {self.digest}, did not come along with the graph, and no "
+            f"{self.location} that holds it lies beside it.",
+            node,
+            port,
+            remedy=f"Put {self.location} into the same folder and load the graph again.",
+            code="absent-tensor",
+        )
+
+    def __hash__(self) -> int:
+        return super().__hash__()
 
 
 _mappings: WeakValueDictionary[tuple[int, ...], np.memmap] = WeakValueDictionary()

@@ -20,7 +20,8 @@ from runtime.graph import Graph
 from runtime.journal import SNAPSHOT, Journal
 from runtime.locks import lives, started, take_lock
 from runtime.recent import MOST, RecentFiles
-from runtime.tensors import Tensor
+from runtime.tensors import AbsentTensor, Tensor
+from runtime.types import ElementType
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,6 +189,24 @@ def test_tensors_are_written_once_and_go_when_unused(tmp_path: Path) -> None:
     graph.remove("w1")
     assert journal.record(graph) is None
     assert len(list(tmp_path.glob("*/*.bin"))) == 2
+
+
+def test_tensors_that_are_missing_stay_missing(tmp_path: Path) -> None:
+    graph = small()
+    absent = AbsentTensor(ElementType.FLOAT, (4096,), "ab" * 32, "w", "elsewhere.safetensors")
+    graph.add("Initializer", "w", parameters={"tensor": absent})
+    journal = Journal(tmp_path / "journal")
+    journal.open(None, small())
+    assert journal.record(graph) is None
+    [path] = (tmp_path / "journal").glob(f"*/{SNAPSHOT}")
+    (tmp_path / "other" / "entry").mkdir(parents=True)
+    data = json.loads(path.read_text()) | {"process": 0, "started": ""}
+    (tmp_path / "other" / "entry" / SNAPSHOT).write_text(json.dumps(data))
+    journal.close()
+    others = Journal(tmp_path / "other")
+    [entry] = others.recoverable()
+    found = others.recover(entry)
+    assert found == graph and isinstance(found.nodes["w"].parameters["tensor"], AbsentTensor)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such file")

@@ -505,7 +505,7 @@ def test_a_failure_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.Monk
 def test_files_are_told_by_their_names(tmp_path: Path) -> None:
     runtime.save(example(), tmp_path / "a.yml")
     assert runtime.load(tmp_path / "a.yml") == example()
-    with pytest.raises(FileError, match=r"one of \.yaml, \.yml, \.onnx, not \.txt"):
+    with pytest.raises(FileError, match=r"one of \.yaml, \.yml, \.png, \.bmp, \.webp, \.onnx, not \.txt"):
         runtime.load(tmp_path / "a.txt")
     with pytest.raises(FileError, match="there is no such file"):
         runtime.load(tmp_path / "b.yaml")

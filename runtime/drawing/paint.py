@@ -30,10 +30,9 @@ DOT = 3.6
 
 def paint(scene: Scene, theme: Theme, scale: float, footer: str = "") -> Canvas:
     """The picture of a scene with a margin around it and, if given, a line of text below it."""
-    left, top, right, bottom = scene.bounds()
+    left, top, _, _ = scene.bounds()
     text = font.regular()
-    width = max(right - left, text.width(footer, SMALL_SIZE)) + 2 * MARGIN
-    height = bottom - top + 2 * MARGIN + (FOOTER if footer else 0)
+    width, height = size(scene, footer)
     canvas = Canvas(width, height, scale, theme.background)
     painter = _Painter(canvas, theme, MARGIN - left, MARGIN - top)
     for link in scene.links:
@@ -45,6 +44,13 @@ def paint(scene: Scene, theme: Theme, scale: float, footer: str = "") -> Canvas:
     if footer:
         canvas.text(MARGIN, height - MARGIN + 3, footer, text, SMALL_SIZE, theme.faint)
     return canvas
+
+
+def size(scene: Scene, footer: str = "") -> tuple[float, float]:
+    """Width and height of a picture in units."""
+    left, top, right, bottom = scene.bounds()
+    width = max(right - left, font.regular().width(footer, SMALL_SIZE)) + 2 * MARGIN
+    return width, bottom - top + 2 * MARGIN + (FOOTER if footer else 0)
 
 
 class _Painter:

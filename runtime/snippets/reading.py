@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from collections.abc import Mapping as MappingOf
 from pathlib import Path
@@ -13,11 +14,11 @@ from runtime import catalog
 from runtime.attributes import KINDS, Typed
 from runtime.errors import FileError, GraphError
 from runtime.graph import ID_PATTERN, Graph, NodeState, PortRef
-from runtime.snippets.tensor_files import STORED_AS
+from runtime.snippets.tensor_files import MAXIMUM_RANK, STORED_AS
 from runtime.snippets.tree import Mapping, Parser, Scalar, Sequence, Tree, plain
 from runtime.snippets.values import decode_bytes, decode_numbers
 from runtime.snippets.writing import DOCUMENT_KEYS, GRAPH_KEYS, NODE_KEYS, VERSION
-from runtime.tensors import Tensor
+from runtime.tensors import AbsentTensor, Tensor
 from runtime.types import ElementType, MapType, OptionalType, SequenceType, TensorType, ValueType, parse_type
 
 TensorFile: TypeAlias = Callable[[str], MappingOf[str, Tensor]]
@@ -38,6 +39,7 @@ class Reader:
         self.verify = verify
         self.tensors_file = ""
         self.stored: MappingOf[str, Tensor] | None = None
+        self.others: dict[str, MappingOf[str, Tensor]] = {}
         self.used: dict[tuple[str, ElementType, tuple[int, ...]], Tensor] = {}
 
     def document(self) -> Graph:
@@ -298,14 +300,17 @@ class Reader:
         sizes = plain(shape_tree) if shape_tree is not None else None
         if not isinstance(sizes, list) or not all(type(size) is int and 0 <= size < 1 << 48 for size in sizes):
             self.fail(shape_tree or tree, f"{path}.shape", "expected a list of sizes", shape_tree)
+        if len(sizes) > MAXIMUM_RANK:
+            self.fail(shape_tree or tree, f"{path}.shape", f"expected at most {MAXIMUM_RANK} sizes")
         shape = tuple(sizes)
         forms = [key for key in ("data", "bytes", "name") if key in tree.items]
         if len(forms) != 1:
             self.fail(tree, path, f"expected one of data, bytes and name, found {' and '.join(forms) or 'none'}")
         if forms == ["name"]:
             return self.stored_tensor(tree, element, shape, path)
-        if "sha256" in tree.items:
-            self.fail(tree.items["sha256"], path, "expected sha256 only beside name")
+        for key in ("sha256", "file"):
+            if key in tree.items:
+                self.fail(tree.items[key], path, f"expected {key} only beside name")
         try:
             if forms == ["bytes"]:
                 data = np.frombuffer(self.base64(tree.items["bytes"], path), np.uint8)
@@ -332,6 +337,8 @@ class Reader:
         name = self.text(tree.items["name"], f"{path}.name", "the name of a tensor")
         digest = tree.items.get("sha256")
         expected = self.text(digest, f"{path}.sha256", "64 hexadecimal digits") if digest is not None else ""
+        if "file" in tree.items:
+            return self.tensor_elsewhere(tree, element, shape, path)
         if self.stored is None:
             self.fail(tree, path, f"the tensor {name!r} lies in a file, but no key 'tensors' at the top names one")
         found = self.stored.get(name)
@@ -349,6 +356,32 @@ class Reader:
                 f"expected SHA-256 {expected}, found {tensor.digest}.",
             )
         return tensor
+
+    def tensor_elsewhere(self, tree: Mapping, element: ElementType, shape: tuple[int, ...], path: str) -> Tensor:
+        """A tensor of another file than the one beside the snippet; absent if it is not there or is another one."""
+        file = self.text(tree.items["file"], f"{path}.file", "the name of a file beside the snippet")
+        name = self.text(tree.items["name"], f"{path}.name", "the name of a tensor")
+        digest = plain(tree.items["sha256"]) if "sha256" in tree.items else None
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            self.fail(tree, f"{path}.sha256", "expected 64 hexadecimal digits, in quotes if there is no letter in them")
+        if element is ElementType.STRING:
+            self.fail(tree, path, "expected data: a tensor of texts lies in no file")
+        if file not in self.others:
+            try:
+                self.others[file] = self.open_tensors(file)
+            except ValueError as error:
+                self.parser.fail(tree.items["file"], f"{path}.file: {error}")
+            except FileError:
+                self.others[file] = {}
+        stored = self.others[file]
+        for key in dict.fromkeys([name, *stored]):  # under another name if a node was renamed since
+            try:
+                tensor = self.as_meant(stored[key], name, element, shape, path)
+            except (KeyError, FileError):
+                continue  # of another type or shape: not the one
+            if tensor.digest == digest.lower():
+                return tensor
+        return AbsentTensor(element, shape, digest, name, file)
 
     @property
     def tensors_path(self) -> str:
@@ -370,8 +403,10 @@ class Reader:
         )
 
 
+_DIGEST = re.compile("[0-9a-fA-F]{64}")
+
 _FORMS: dict[str, tuple[str, ...]] = {
-    "$tensor": ("shape", "data", "bytes", "name", "sha256"),
+    "$tensor": ("shape", "data", "bytes", "name", "sha256", "file"),
     "$bytes": (),
     "$type": ("shape", "of", "key"),
     "$as": ("value",),

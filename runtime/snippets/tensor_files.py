@@ -1,4 +1,4 @@
-"""Tensors beside a snippet: `.safetensors` files, mapped when read, streamed when written.
+"""Tensors beside a snippet or in it: the safetensors form, as files (mapped when read, streamed when written) or bytes.
 
 Types that the format lacks (complex numbers, and all below 8 bits) are stored as their bytes, U8; the snippet knows the
 real type and shape.
@@ -20,6 +20,8 @@ from runtime.tensors import Tensor, map_file
 from runtime.types import ElementType, TensorType
 
 MAXIMUM_HEADER = 64 << 20
+MAXIMUM_RANK = 64
+"""Sizes that a shape may have; arrays have no more."""
 
 STORED_AS = {
     ElementType.BOOL: "BOOL",
@@ -53,6 +55,24 @@ def stored_type(tensor: Tensor) -> TensorType:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes tensors by name, atomically; mapped ones are read piece by piece. FileError if that cannot be done."""
+    header, ordered = _laid_out(tensors)
+    if len(header) > MAXIMUM_HEADER:
+        raise FileError(path, f"cannot be written: {len(tensors):,} tensors are more than one file can name.")
+    with replacing(path) as file:
+        file.write(len(header).to_bytes(8, "little"))
+        file.write(header)
+        for tensor in ordered:
+            file.write(np.ascontiguousarray(tensor.raw()).data)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """What `write_tensors` writes, in memory: for small tensors."""
+    header, ordered = _laid_out(tensors)
+    return b"".join([len(header).to_bytes(8, "little"), header, *(tensor.raw().tobytes() for tensor in ordered)])
+
+
+def _laid_out(tensors: Mapping[str, Tensor]) -> tuple[bytes, list[Tensor]]:
+    """A file's header, and the tensors in the order in which they follow it."""
     header: dict[str, Any] = {}
     offset = 0
     # Wider types first: then every tensor lies at a multiple of its element's size.
@@ -67,14 +87,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         }
         offset += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > MAXIMUM_HEADER:
-        raise FileError(path, f"cannot be written: {len(tensors):,} tensors are more than one file can name.")
-    with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for _, tensor in ordered:
-            file.write(np.ascontiguousarray(tensor.raw()).data)
+    return text + b" " * (-len(text) % 8), [tensor for _, tensor in ordered]
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -87,6 +100,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except (OSError, ValueError) as error:
         problem = error.strerror if isinstance(error, OSError) else "it is empty"
         raise FileError(path, f"cannot be read: {problem}.") from error
+    return parse_tensors(whole, path)
+
+
+def parse_tensors(whole: np.ndarray, path: str | Path) -> dict[str, Tensor]:
+    """The tensors in the bytes of a file, flat uint8, as views of them. `path` is what FileError calls the file."""
+    path = Path(path)
     length = int.from_bytes(whole[:8].tobytes(), "little")
     if whole.size < 8 or length > min(whole.size - 8, MAXIMUM_HEADER):
         raise FileError(path, f"is no safetensors file: its header of {length} bytes does not fit in it.")
@@ -127,6 +146,8 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[ElementType, tuple[int, .
         if not isinstance(numbers, list) or not all(type(item) is int and 0 <= item < 1 << 48 for item in numbers):
             raise FileError(path, f"the tensor {name!r} has a shape or place that is no list of sizes.")
     assert isinstance(shape, list) and isinstance(offsets, list)
+    if len(shape) > MAXIMUM_RANK:
+        raise FileError(path, f"the tensor {name!r} has more than {MAXIMUM_RANK} dimensions.")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FileError(path, f"the tensor {name!r} has no place in the file: {offsets}.")
     element = _ELEMENTS.get(entry["dtype"])

@@ -93,8 +93,9 @@ def scalar(text: str) -> Any:
 class Parser:
     """Reads one YAML text; `fail` raises FileError at a place in it."""
 
-    def __init__(self, text: str, path: str | Path) -> None:
+    def __init__(self, text: str, path: str | Path, maximum_nodes: int = MAXIMUM_NODES) -> None:
         self.path = path
+        self.maximum_nodes = maximum_nodes
         self._text = text
         self._count = 0
 
@@ -133,8 +134,8 @@ class Parser:
     def _value(self, event: Any, events: Iterator[Any], depth: int) -> Tree:
         line, column = place = _place(event)
         self._count += 1
-        if self._count > MAXIMUM_NODES:
-            self.fail(place, f"holds more than {MAXIMUM_NODES:,} values.")
+        if self._count > self.maximum_nodes:
+            self.fail(place, f"holds more than {self.maximum_nodes:,} values.")
         if depth > MAXIMUM_DEPTH:
             self.fail(place, f"is nested more than {MAXIMUM_DEPTH} deep.")
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:

@@ -3,6 +3,7 @@
     {$tensor: float, shape: [2], data: [0.5, 1.0]}         a tensor of a few numbers, or of texts
     {$tensor: float, shape: [2], bytes: AAAAPwAAgD8=}      the same, where numbers would not tell every bit
     {$tensor: float, shape: [64, 64], name: w, sha256: .}  a tensor in the file beside the snippet
+    {..., sha256: ., file: other.safetensors}              a tensor in another file, which may be missing
     {$bytes: AAE=}                                         bytes, in base 64
     {$type: tensor(float)}                                 a type
     {$as: floats, value: []}                               a value with its ONNX attribute kind (`runtime.attributes`)

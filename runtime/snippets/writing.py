@@ -15,7 +15,7 @@ from runtime.node import Node
 from runtime.ports import index_of
 from runtime.snippets.emit import Block
 from runtime.snippets.values import MAXIMUM_INLINE, encode_bytes, encode_inline, encode_type
-from runtime.tensors import Place, Tensor
+from runtime.tensors import AbsentTensor, Place, Tensor
 from runtime.types import ElementType, MapType, OptionalType, SequenceType, TensorType
 
 VERSION = 1
@@ -32,11 +32,15 @@ TERMINALS = frozenset({"Input", "Initializer", "Capture"})
 class Writer:
     """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them.
 
-    With `by_place`, tensors that lie in files are told apart by where they lie, and neither read nor hashed.
+    `awaited`: the files that hold tensors which are absent. With `by_place`, tensors that lie in files are told apart
+    by where they lie, and neither read nor hashed.
     """
 
-    def __init__(self, by_place: bool = False) -> None:
+    def __init__(self, files: Mapping[str, str] | None = None, by_place: bool = False) -> None:
+        """`files`: names of tensors that lie in other files than the one beside the snippet, and which."""
         self.tensors: dict[str, Tensor] = {}
+        self.awaited: set[str] = set()
+        self._files = files or {}
         self._by_place = by_place
         self._names: dict[tuple[ElementType, tuple[int, ...], str | Place], str] = {}
 
@@ -140,6 +144,9 @@ class Writer:
         raise place.error(key, f"A value of the kind {type(value).__name__} cannot be written to a snippet.")
 
     def _tensor(self, tensor: Tensor, key: str, name: str, place: _Place) -> dict[str, Any]:
+        if isinstance(tensor, AbsentTensor):
+            self.awaited.add(tensor.location)
+            return _reference(tensor, tensor.name, tensor.location)
         if tensor.element is ElementType.STRING or tensor.size <= MAXIMUM_INLINE:
             data = encode_inline(tensor)
             for item in data.get("data", ()):
@@ -155,8 +162,14 @@ class Writer:
                 name = f"{stem}.{number}"
             self._names[content] = name
             self.tensors[name] = tensor
-        data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": self._names[content]}
-        return data if lies else {**data, "sha256": tensor.digest}
+        name = self._names[content]
+        return _reference(tensor, name, self._files.get(name, ""), is_hashed=lies is None)
+
+
+def _reference(tensor: Tensor, name: str, file: str, is_hashed: bool = True) -> dict[str, Any]:
+    """A tensor in a file; `file` is empty for the one beside the snippet."""
+    data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": name}
+    return data | ({"sha256": tensor.digest} if is_hashed else {}) | ({"file": file} if file else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ import numpy as np
 
 from runtime.arrays import read_arrays
 from runtime.errors import FileError, Finding, GraphError
-from runtime.files import load, save
+from runtime.files import save
 from runtime.graph import Graph
-from runtime.reports import console, errors
+from runtime.reports import console, errors, opened
 from runtime.training.curve import save_curve
 from runtime.training.evaluation import Metric
 from runtime.training.export import save_step
@@ -67,7 +67,7 @@ def train(
     as_json: bool,
 ) -> None:
     """Trains a graph, prints a line for every epoch, and writes the trained graph."""
-    graph = load(file)
+    graph = opened(file)
     arrays: dict[str, np.ndarray] = {}
     for path in data:
         arrays |= read_arrays(path)
@@ -168,7 +168,7 @@ def export(
     """Writes a graph's training step as an ONNX file and says how it is used."""
     if destination.suffix.lower() != ".onnx":
         raise FileError(destination, "a training step is written as .onnx.", code="name")
-    graph = load(file)
+    graph = opened(file)
     step = training_step(
         graph,
         losses_of(graph, losses),

@@ -1,0 +1,268 @@
+"""The window: the canvas in the middle, panes around it, and every command in a menu with its shortcut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PySide6.QtCore import QSettings, Qt, Signal
+from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
+from PySide6.QtWidgets import (
+    QApplication,
+    QDockWidget,
+    QFileDialog,
+    QLabel,
+    QMainWindow,
+    QMenu,
+    QMessageBox,
+    QToolBar,
+    QVBoxLayout,
+    QWidget,
+)
+
+from runtime.errors import StudioError
+from runtime.graph import Graph
+from ui import theme
+from ui.editor import Editor
+from ui.history import HistoryPane
+from ui.minimap import MiniMap
+from ui.problems import ProblemsPane
+
+MENUS = ("File", "Edit", "Insert", "Diagram", "Run", "View", "Help")
+LEFT, RIGHT, BOTTOM = (
+    Qt.DockWidgetArea.LeftDockWidgetArea,
+    Qt.DockWidgetArea.RightDockWidgetArea,
+    Qt.DockWidgetArea.BottomDockWidgetArea,
+)
+FILES = "Graphs (*.yaml *.yml *.png *.onnx);;All files (*)"
+
+
+class Window(QMainWindow):
+    """One document in a window. `editor` is what panes talk to; `command` adds to menus."""
+
+    closing = Signal()
+    """The window is about to go: threads and processes end."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__()
+        self.editor = editor = Editor(self)
+        self.commands: dict[str, QAction] = {}
+        self.panes: dict[str, QDockWidget] = {}
+        self._kept: list[object] = []
+        self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
+        self.tools = QToolBar("Tools", movable=False)
+        self.tools.setObjectName("tools")
+        self.addToolBar(self.tools)
+        self._make_canvas()
+        self._make_commands()
+        self.add_pane(ProblemsPane(editor), BOTTOM)
+        self.add_pane(HistoryPane(editor), BOTTOM)
+        self._say = QLabel()
+        self._say.setContentsMargins(8, 0, 0, 0)
+        self._zoom = QLabel()
+        self.statusBar().addWidget(self._say, 1)
+        self.statusBar().addPermanentWidget(self._zoom)
+        editor.told.connect(self.say)
+        editor.title_changed.connect(self._show_title)
+        editor.edited.connect(lambda edit: self._show_possible())
+        editor.document_changed.connect(self._show_possible)
+        editor.canvas.viewer.moved_view.connect(self._show_zoom)
+        self.resize(1500, 950)
+        self._show_title()
+        self._show_possible()
+        from ui import exchange  # parts know the window, so they come after it
+
+        exchange.install(self)
+        self._arrange_panes()
+        if path is not None:
+            self.open(path)
+
+    # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _make_canvas(self) -> None:
+        middle = QWidget()
+        layout = QVBoxLayout(middle)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(self.editor.canvas.viewer)
+        self.setCentralWidget(middle)
+        self.minimap = MiniMap(self.editor, middle)
+
+    def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
+        """Docks a pane, which has a `title`, in an area; those that are there already become its tabs at the bottom."""
+        title = str(getattr(pane, "title"))  # noqa: B009
+        dock = QDockWidget(title)
+        dock.setObjectName(title)
+        dock.setWidget(pane)
+        self.addDockWidget(area, dock)
+        others = [other for other in self.panes.values() if self.dockWidgetArea(other) == area]
+        if others and area == BOTTOM:
+            self.tabifyDockWidget(others[-1], dock)
+            others[0].raise_()
+        self.panes[title] = dock
+        action = dock.toggleViewAction()
+        self.menus["View"].addAction(action)
+        dock.setVisible(shown)
+        return dock
+
+    def _arrange_panes(self) -> None:
+        """Gives panes their first sizes: most of the room is the canvas's."""
+        for area, size, way in (
+            (LEFT, 230, Qt.Orientation.Horizontal),
+            (RIGHT, 320, Qt.Orientation.Horizontal),
+            (BOTTOM, 190, Qt.Orientation.Vertical),
+        ):
+            docks = [dock for dock in self.panes.values() if self.dockWidgetArea(dock) == area]
+            self.resizeDocks(docks, [size] * len(docks), way)
+
+    def keep(self, part: object) -> None:
+        """Keeps a part that is no widget for as long as the window lives."""
+        self._kept.append(part)
+
+    def command(
+        self, menu: str, text: str, call: Callable[[], Any], shortcut: str | QKeySequence.StandardKey | None = None
+    ) -> QAction:
+        """Adds a command to a menu and returns it; `commands` has it by its text."""
+        action = QAction(text, self)
+        action.triggered.connect(lambda checked=False: call())
+        if shortcut is not None:
+            action.setShortcut(QKeySequence(shortcut))
+        self.menus[menu].addAction(action)
+        self.commands[text] = action
+        return action
+
+    def _make_commands(self) -> None:
+        editor, canvas = self.editor, self.editor.canvas
+        add = self.command
+        add("File", "New", self.new, QKeySequence.StandardKey.New)
+        add("File", "Open…", self.ask_open, QKeySequence.StandardKey.Open)
+        add("File", "Save", self.save, QKeySequence.StandardKey.Save)
+        add("File", "Save as…", self.ask_save, "Ctrl+Shift+S")
+        self.menus["File"].addSeparator()
+        add("File", "Quit", self.close, QKeySequence.StandardKey.Quit)
+        add("Edit", "Undo", editor.undo, QKeySequence.StandardKey.Undo)
+        add("Edit", "Redo", editor.redo, "Ctrl+Shift+Z")
+        self.menus["Edit"].addSeparator()
+        add("Edit", "Remove", editor.remove_selected, QKeySequence.StandardKey.Delete)
+        add("Edit", "Select all", lambda: canvas.select(list(editor.graph.nodes)), QKeySequence.StandardKey.SelectAll)
+        add("Diagram", "Clean up", lambda: canvas.clean_up(canvas.selected or None), "Ctrl+U")
+        add("View", "Fit", lambda: canvas.fit(canvas.selected or None), "F")
+        add("View", "Zoom 1:1", lambda: canvas.viewer.zoom_to(1.0), "Ctrl+1")
+        add("View", "Zoom in", lambda: canvas.viewer.zoom_by(1.25), QKeySequence.StandardKey.ZoomIn)
+        add("View", "Zoom out", lambda: canvas.viewer.zoom_by(0.8), QKeySequence.StandardKey.ZoomOut)
+        add("View", "Dark theme", self.toggle_theme)
+        self.menus["View"].addSeparator()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        super().resizeEvent(event)
+        self._place_map()
+
+    def _place_map(self) -> None:
+        room = self.editor.canvas.viewer.geometry()
+        self.minimap.move(room.right() - self.minimap.width() - 10, room.bottom() - self.minimap.height() - 10)
+        self.minimap.raise_()
+
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Shows a sentence in the status bar."""
+        self._say.setText(" ".join(text.split())[:400])
+
+    def _show_title(self) -> None:
+        self.setWindowTitle(f"{self.editor.name}[*] - QMoE Studio")
+        self.setWindowModified(self.editor.is_changed)
+
+    def _show_zoom(self) -> None:
+        self._zoom.setText(f"{self.editor.canvas.viewer.zoom():.0%}")
+        self._place_map()
+
+    def _show_possible(self) -> None:
+        graph = self.editor.graph
+        for text, labels in (("Undo", graph.undo_labels), ("Redo", graph.redo_labels)):
+            self.commands[text].setEnabled(bool(labels))
+            self.commands[text].setText(f"{text} {labels[-1]}" if labels else text)
+
+    def toggle_theme(self) -> None:
+        """Changes between the light and the dark theme."""
+        application = QApplication.instance()
+        assert isinstance(application, QApplication)
+        name = "light" if theme.current().name == "dark" else "dark"
+        theme.apply(application, name)
+        QSettings().setValue("theme", name)
+        self.editor.canvas.refresh()
+        self.editor.canvas.viewer.scene().update()
+        self.editor.checked.emit(self.editor.findings)
+
+    # -- files --------------------------------------------------------------------------------------------------------
+
+    def new(self) -> None:
+        """Shows an empty document, once the current one is safe."""
+        if self.is_safe_to_leave():
+            self.editor.show(Graph("untitled"))
+
+    def open(self, path: Path) -> bool:
+        """Opens a file; what is wrong with it is shown in a message, and the document stays."""
+        try:
+            self.editor.open(path)
+        except StudioError as error:
+            self.tell_error(f"{path.name} cannot be opened", error)
+            return False
+        self.say(f"Opened {path}.")
+        return True
+
+    def ask_open(self) -> None:
+        """Asks for a file and opens it."""
+        if self.is_safe_to_leave():
+            name, _ = QFileDialog.getOpenFileName(self, "Open", str(self._folder()), FILES)
+            if name:
+                self.open(Path(name))
+
+    def save(self) -> bool:
+        """Saves to the document's file; asks for one if it has none."""
+        return self.save_to(self.editor.path) if self.editor.path is not None else self.ask_save()
+
+    def ask_save(self) -> bool:
+        """Asks for a file and saves to it."""
+        name, _ = QFileDialog.getSaveFileName(self, "Save as", str(self._folder() / f"{self.editor.name}.yaml"), FILES)
+        return bool(name) and self.save_to(Path(name))
+
+    def save_to(self, path: Path) -> bool:
+        """Saves to a file; whether that could be done."""
+        try:
+            notes = self.editor.save(path)
+        except StudioError as error:
+            self.tell_error(f"{path.name} cannot be saved", error)
+            return False
+        self.say(f"Saved {path}." + "".join(f" {note}" for note in notes))
+        return True
+
+    def _folder(self) -> Path:
+        return self.editor.path.parent if self.editor.path is not None else Path.cwd()
+
+    def is_safe_to_leave(self) -> bool:
+        """Whether the document is saved, or its author says that it need not be."""
+        if not self.editor.is_changed or (not self.editor.graph.nodes and self.editor.path is None):
+            return True
+        buttons = QMessageBox.StandardButton
+        answer = QMessageBox.question(
+            self,
+            "QMoE Studio",
+            f"Save the changes of {self.editor.name}?",
+            buttons.Save | buttons.Discard | buttons.Cancel,
+            buttons.Save,
+        )
+        return answer == buttons.Discard or (answer == buttons.Save and self.save())
+
+    def tell_error(self, title: str, error: Exception) -> None:
+        """Shows an error in a message of its own."""
+        QMessageBox.warning(self, title, str(error))
+
+    def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
+        if not self.is_safe_to_leave():
+            event.ignore()
+            return
+        self.closing.emit()
+        QApplication.clipboard().clear()  # what is still there at the end would be freed too late
+        self.editor.close()
+        event.accept()

@@ -335,8 +335,10 @@ class Worker:
             if isinstance(message, Finished | Failed | Cancelled) and message.job == self._active:
                 self._end_job(child)
                 if isinstance(message, Failed):
-                    self._again = "the last attempt failed"
-                    if any(finding.code in ("pipe", "preload") for finding in message.findings):
+                    codes = {finding.code for finding in message.findings}
+                    if child.at.phase == "opening" or "memory" in codes:
+                        self._again = "the last attempt failed"
+                    if codes & {"pipe", "preload"}:
                         self._sent = None
             self._tell(message)
 

@@ -229,8 +229,15 @@ def test_what_fails_says_where_and_the_process_goes_on(worker: Worker, digits: G
     graph.cut("moe.router_probs")
     worker.run(graph, batch)
     assert any(finding.node == "moe" for finding in end_of(worker).findings)
+    for _ in range(2):
+        worker.run(graph, batch)
+        end_of(worker)
     worker.run(digits, batch, times=False)
     result_of(worker)
+    worker.run(digits, {"x": batch["x"]})
+    assert isinstance(end_of(worker), Failed)
+    worker.run(digits, batch, times=False)
+    assert result_of(worker).reason == ""  # it was open all the time
     assert worker.process_id == process
 
 

@@ -266,10 +266,11 @@ class Worker:
                     pass
             events = list(self._events)
             self._events.clear()
+        after = [*events[1:], None] if events else []
         return [
             event
-            for event, after in zip(events, [*events[1:], None], strict=True)
-            if not (isinstance(event, Progressed) and isinstance(after, Progressed))
+            for event, following in zip(events, after, strict=True)
+            if not (isinstance(event, Progressed) and isinstance(following, Progressed))
         ]
 
     # -- within ---------------------------------------------------------------------------------------------------
@@ -334,8 +335,10 @@ class Worker:
             if isinstance(message, Finished | Failed | Cancelled) and message.job == self._active:
                 self._end_job(child)
                 if isinstance(message, Failed):
-                    self._again = "the last attempt failed"
-                    if any(finding.code in ("pipe", "preload") for finding in message.findings):
+                    codes = {finding.code for finding in message.findings}
+                    if child.at.phase == "opening" or "memory" in codes:
+                        self._again = "the last attempt failed"
+                    if codes & {"pipe", "preload"}:
                         self._sent = None
             self._tell(message)
 

@@ -91,8 +91,7 @@ class _Process:
         """Does jobs until the other end closes."""
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         failed = _import_all(preload)
-        with suppress(ImportError):  # quick for the first job; a job says what is missing
-            import onnxruntime  # noqa: F401
+        _warm_up()
         while (job := self._jobs.get()) is not None:
             self._current = job.job
             if failed is not None:
@@ -279,8 +278,8 @@ class _Process:
     def _train(self, job: TrainJob) -> None:
         from runtime.training.trainer import Trainer
 
-        self._send(Started(job.job, "training"))
-        self._at("opening")
+        self._send(Started(job.job))
+        self._at("training")
         self._trainer = None
         data = {name: _array(value) for name, value in job.data.items()}
         trainer = self._trainer = Trainer(
@@ -293,7 +292,6 @@ class _Process:
             threads=job.threads,
         )
         self._training = True
-        self._at("training")
         trainer.run(lambda progress: self._stepped(job.job, progress), self._cancel, self._epoch_ended)
         self._training = False
         if self._wants_best.is_set():
@@ -382,6 +380,20 @@ def _import_all(modules: Iterable[str]) -> Finding | None:
         except Exception as error:  # whatever somebody else's module raises
             return Finding(f"The module {name} cannot be imported: {_sentence(error)}", code="preload")
     return None
+
+
+def _warm_up() -> None:
+    """Runs the smallest graph: what it loads, the first job need not load. What is missing here, a job will say."""
+    from runtime.session import Session
+
+    graph = Graph(opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": (1,)})
+    graph.add("Neg", "neg")
+    graph.add("Output", "y")
+    graph.wire("x.value", "neg.X")
+    graph.wire("neg.Y", "y.value")
+    with suppress(Exception):
+        Session(graph).forward({"x": np.zeros(1, np.float32)})
 
 
 def _sentence(error: BaseException) -> str:

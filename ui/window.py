@@ -51,6 +51,7 @@ class Window(QMainWindow):
         self.commands: dict[str, QAction] = {}
         self.panes: dict[str, QDockWidget] = {}
         self._kept: list[object] = []
+        self._covers: list[QWidget] = []
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
@@ -72,10 +73,10 @@ class Window(QMainWindow):
         self.resize(1500, 950)
         self._show_title()
         self._show_possible()
-        from ui import exchange, keyboard  # parts know the window, so they come after it
+        from ui import exchange, keyboard, safekeeping, start  # parts know the window, so they come after it
 
-        exchange.install(self)
-        keyboard.install(self)
+        for part in (exchange, keyboard, safekeeping, start):
+            part.install(self)
         self._arrange_panes()
         if path is not None:
             self.open(path)
@@ -94,6 +95,17 @@ class Window(QMainWindow):
         self.opening.loaded.connect(self._loaded)
         self.closing.connect(self.opening.cancel)
         layout.insertWidget(0, self.opening)
+
+    def add_bar(self, bar: QWidget) -> None:
+        """Puts a bar above the canvas."""
+        layout = self.centralWidget().layout()
+        assert isinstance(layout, QVBoxLayout)
+        layout.insertWidget(0, bar)
+
+    def cover(self, page: QWidget) -> None:
+        """Lays a page over the canvas, as large as it; it shows and hides itself."""
+        self._covers.append(page)
+        self._place_map()
 
     def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
         """Docks a pane, which has a `title`, in an area; those that are there already become its tabs at the bottom."""
@@ -168,6 +180,9 @@ class Window(QMainWindow):
         room = self.editor.canvas.viewer.geometry()
         self.minimap.move(room.right() - self.minimap.width() - 10, room.bottom() - self.minimap.height() - 10)
         self.minimap.raise_()
+        for page in self._covers:
+            page.setGeometry(room)
+            page.raise_()
 
     # -- what is shown ------------------------------------------------------------------------------------------------
 
@@ -233,6 +248,11 @@ class Window(QMainWindow):
         graph, prepared = loaded.content
         self.editor.show(graph, loaded.path, prepared=prepared)
         self._opened(loaded.path, loaded.notes)
+
+    def open_safely(self, path: Path) -> None:
+        """Opens a file once the current document is safe."""
+        if self.is_safe_to_leave():
+            self.open(path)
 
     def ask_open(self) -> None:
         """Asks for a file and opens it."""

@@ -91,7 +91,7 @@ class Exchange:
 
     def _hover(self, data: Any, place: Any) -> None:
         """Shows what would be inserted. What is dragged is read once, when it comes in."""
-        if data is None:
+        if data is None or not may_hold_graph(data):
             self._remove_ghost()
             return
         if self._ghost is None:
@@ -115,6 +115,8 @@ class Exchange:
             self._ghost = None
 
     def _drop(self, data: Any, place: Any, opens: bool) -> None:
+        if not may_hold_graph(data):
+            return
         if not opens:
             self._insert(data, place, "Drop")
             return

@@ -16,6 +16,7 @@ from PySide6.QtWidgets import (
     QMainWindow,
     QMenu,
     QMessageBox,
+    QTabWidget,
     QToolBar,
     QVBoxLayout,
     QWidget,
@@ -73,9 +74,10 @@ class Window(QMainWindow):
         self.resize(1500, 950)
         self._show_title()
         self._show_possible()
-        from ui import exchange, keyboard, safekeeping, start  # parts know the window, so they come after it
+        # Parts know the window, so they come after it.
+        from ui import exchange, find, keyboard, menus, palette, quick_drop, safekeeping, start
 
-        for part in (exchange, keyboard, safekeeping, start):
+        for part in (exchange, palette, quick_drop, menus, keyboard, find, safekeeping, start):
             part.install(self)
         self._arrange_panes()
         if path is not None:
@@ -108,14 +110,14 @@ class Window(QMainWindow):
         self._place_map()
 
     def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
-        """Docks a pane, which has a `title`, in an area; those that are there already become its tabs at the bottom."""
+        """Docks a pane, which has a `title`, in an area, as a tab beside those that are there already."""
         title = str(getattr(pane, "title"))  # noqa: B009
         dock = QDockWidget(title)
         dock.setObjectName(title)
         dock.setWidget(pane)
         self.addDockWidget(area, dock)
         others = [other for other in self.panes.values() if self.dockWidgetArea(other) == area]
-        if others and area == BOTTOM:
+        if others:
             self.tabifyDockWidget(others[-1], dock)
             others[0].raise_()
         self.panes[title] = dock
@@ -133,6 +135,8 @@ class Window(QMainWindow):
         ):
             docks = [dock for dock in self.panes.values() if self.dockWidgetArea(dock) == area]
             self.resizeDocks(docks, [size] * len(docks), way)
+        self.setTabPosition(LEFT | RIGHT, QTabWidget.TabPosition.North)
+        self.panes["Palette"].raise_()
 
     def keep(self, part: object) -> None:
         """Keeps a part that is no widget for as long as the window lives."""

@@ -34,6 +34,7 @@ from runtime.drawing.scene import (
 from runtime.drawing.style import blend
 from runtime.drawing.words import type_text
 from runtime.errors import Severity
+from runtime.graph import PortRef
 from runtime.types import TensorType, ValueType
 from ui import theme
 
@@ -104,6 +105,11 @@ class PipeItem(LibraryPipeItem):
         self._output_port: PortItem | None = None
         self.value: ValueType = TensorType()
         self.broken = False
+
+    def target(self) -> PortRef:
+        """Where it ends."""
+        assert self._input_port is not None
+        return PortRef(self._input_port.node.id, self._input_port.name)
 
     def show_value(self, value: ValueType, broken: bool) -> None:
         """What it carries, and whether the checker finds fault with it."""

@@ -185,6 +185,19 @@ def _gradient(graph: Graph, inputs: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @EXAMPLES
+@given(data=st.data(), seed=seeds, zeros=st.integers(0, 3), exclusive=st.integers(0, 1), reverse=st.integers(0, 1))
+def test_cumulated_products(data: st.DataObject, seed: int, zeros: int, exclusive: int, reverse: int) -> None:
+    """ONNX Runtime has no kernel for them."""
+    shape = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple))
+    random = np.random.default_rng(seed)
+    x = spread(random, shape)
+    x.reshape(-1)[random.integers(0, x.size, zeros)] = 0
+    inputs = {"x": x, "axis": np.array(data.draw(st.integers(-len(shape), len(shape) - 1)))}
+    flags = {"exclusive": exclusive, "reverse": reverse}
+    check(graph_of("CumProd", inputs, flags, opset=26), inputs, native=False)
+
+
+@EXAMPLES
 @given(data=st.data(), seed=seeds, operator=st.sampled_from(["Softmax", "LogSoftmax", "CumSum"]))
 def test_along_an_axis(data: st.DataObject, seed: int, operator: str) -> None:
     shape = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple))

@@ -6,6 +6,7 @@ from string import ascii_letters
 
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Gradients, Rule, sum_to
+from runtime.types import ElementType
 
 
 def transposed(x: Expr) -> Expr:
@@ -101,7 +102,20 @@ def _einsum(n: Call) -> Gradients:
     return gradients
 
 
+def _determinant(n: Call) -> Gradients:
+    """Every element gets its cofactor: the determinant with a one in its place and zeros in the rest of its row.
+
+    These are as many determinants as there are elements; but a singular matrix, which has no inverse, has them too.
+    """
+    op = n.op
+    unit = op.unit(_last(n.a), n.a)
+    rows = op.Unsqueeze(op.Cast(unit, to=int(ElementType.BOOL)), [1, 3])
+    changed = op.Where(rows, op.Unsqueeze(unit, [0, 2]), op.Unsqueeze(n.a, [-4, -3]))
+    return op.Unsqueeze(n.d, [-2, -1]) * op.Det(changed)
+
+
 RULES: dict[str, Rule] = {
+    "Det": _determinant,
     "Einsum": _einsum,
     "Gemm": _gemm,
     "MatMul": lambda n: product_gradients(n, n.a, n.b, n.d),

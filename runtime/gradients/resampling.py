@@ -31,7 +31,7 @@ def _resize(n: Call) -> Gradients:
         size = op.Slice(op.Shape(n.a), [axis], [axis + 1])
         if n.a.shape is not None and n.out.shape is not None and n.a.shape[axis] == n.out.shape[axis]:
             continue  # nothing happens along this axis
-        unit = op.Cast(op.EyeLike(op.Expand(zero_of(n.d), op.Concat(size, size, axis=0))), to=int(n.d.element))
+        unit = op.unit(size, n.d)
         if n.has(2):
             scale = op.Slice(n.c, [number], [number + 1])
             one = op.constant(np.ones(1, np.float32))

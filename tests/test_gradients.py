@@ -256,6 +256,12 @@ def test_determinants(shape: tuple[int, ...], missing: int, symbolic: bool) -> N
         ("i,j,k->kji", [(2,), (3,), (2,)]),
         ("...ij,...jk->...ik", [(2, 2, 3), (2, 3, 2)]),
         ("...i->...", [(2, 3)]),
+        ("ii->i", [(3, 3)]),
+        ("ii", [(3, 3)]),
+        ("iij,jk->ik", [(2, 2, 3), (3, 2)]),
+        ("iji,i->j", [(3, 2, 3), (3,)]),
+        ("iii->", [(2, 2, 2)]),
+        ("...ii->...i", [(2, 3, 3)]),
     ],
 )
 def test_einsum(equation: str, shapes: list[tuple[int, ...]]) -> None:

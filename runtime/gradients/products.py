@@ -71,26 +71,33 @@ def _gemm(n: Call) -> Gradients:
 
 
 def _einsum(n: Call) -> Gradients:
-    """Each operand's gradient is an Einsum of the output's gradient and the other operands."""
+    """Each operand's gradient is an Einsum of the output's gradient and the other operands.
+
+    A diagonal is one of an operand whose dimensions all have letters of their own, multiplied with unit matrices.
+    """
     equation = str(n.get("equation", "")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
         right = "..." * ("." in left)
         right += "".join(sorted(letter for letter in set(left) - set(",.") if left.count(letter) == 1))
+    free = sorted(set(ascii_letters) - set(equation))
     if "." in left:
-        free = sorted(set(ascii_letters) - set(equation))
         most = max(n[i].rank - len(term) + 3 for i, term in enumerate(terms) if "." in term)
         terms = [t.replace("...", "".join(free[most - n[i].rank + len(t) - 3 : most])) for i, t in enumerate(terms)]
         right = right.replace("...", "".join(free[:most]))
+        free = free[most:]
     gradients: list[Expr | None] = []
     for position, term in enumerate(terms):
         if not n.needs[position]:
             gradients.append(None)
             continue
-        if len(set(term)) < len(term):
-            raise n.error(f"the term {term} takes a diagonal.")
         others = [(t, n[i]) for i, t in enumerate(terms) if i != position]
+        for axis, letter in enumerate(term):
+            if letter in term[:axis]:
+                size = n.op.Slice(n.op.Shape(n[position]), [axis], [axis + 1])
+                others.append((letter + free[axis], n.op.unit(size, n.d)))
+                term = term[:axis] + free[axis] + term[axis + 1 :]
         there = set(right).union(*(t for t, _ in others))
         found = "".join(letter for letter in term if letter in there)
         subscripts = ",".join([right, *(t for t, _ in others)]) + "->" + found

@@ -297,6 +297,14 @@ MOVES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("ScatterND", {"data": (4, 2), "indices": np.array([[1], [3]]), "updates": (2, 2)}, {}),
     ("ScatterND", {"data": (4, 2), "indices": np.array([[1], [1]]), "updates": (2, 2)}, {"reduction": "add"}),
+    *(
+        ("ScatterElements", {"data": (3, 3), "indices": np.array([[1, 0, 1], [2, 1, -2]]), "updates": (2, 3)}, how)
+        for how in ({"axis": 1, "reduction": "mul"}, {"reduction": "max"}, {"axis": -1, "reduction": "min"})
+    ),
+    *(
+        ("ScatterND", {"data": (4, 2), "indices": np.array([[1], [-1], [1]]), "updates": (3, 2)}, {"reduction": how})
+        for how in ("mul", "max", "min")
+    ),
     ("Slice", {"data": (4, 5), "starts": np.array([1, -4]), "ends": np.array([9, -1])}, {}),
     (
         "Slice",
@@ -334,6 +342,24 @@ def test_moves(operator: str, given_: dict[str, Any], attributes: dict[str, Any]
     graph = graph_of(operator, inputs, attributes, constants=integers if constant else (), outputs=outputs)
     fed = {port.replace(".", "_"): x for port, x in inputs.items() if not constant or port not in integers}
     check(graph, fed)
+
+
+@pytest.mark.parametrize("zeros", [(0,), (3,), (0, 4), (4, 5), (0, 1, 2, 3, 4, 5)])
+def test_scattered_products_of_zeros(zeros: tuple[int, ...]) -> None:
+    numbers = np.arange(1.0, 7.0)
+    numbers[list(zeros)] = 0
+    inputs = {"data": numbers[:3], "indices": np.array([0, 1, 1]), "updates": numbers[3:]}
+    check(graph_of("ScatterElements", inputs, {"reduction": "mul"}), inputs)
+
+
+@pytest.mark.parametrize("reduction", ["max", "min"])
+def test_scattered_equals_share_the_gradient(reduction: str) -> None:
+    inputs = {"data": np.array([2.0, 7.0]), "indices": np.array([0, 0]), "updates": np.array([2.0, 2.0])}
+    session = Session(graph_of("ScatterElements", inputs, {"reduction": reduction}), "numpy")
+    session.forward(inputs)
+    found = session.backward({"y0": 1.0})
+    np.testing.assert_allclose(found["data"], [1 / 3, 1])
+    np.testing.assert_allclose(found["updates"], [1 / 3, 1 / 3])
 
 
 @st.composite

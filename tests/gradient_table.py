@@ -33,7 +33,7 @@ UNFIT = (
 )
 """Cases that draw random numbers, or ask for less precision."""
 LEFT_OUT = frozenset(
-    "AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample MaxUnpool Resize Split".split()
+    "AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample Resize Split".split()
 )
 """Operators whose cases do not show much in double precision, or have sizes that are no constants: tests of their own
 try them."""

@@ -423,6 +423,25 @@ def test_pools(operator: str, window: Any, seed: int, ceil: int, include: int) -
     check(graph_of(operator, {"X": x}, attributes, outputs=1), {"X": x}, native=False)
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_places_that_count_columns_first(outputs: int) -> None:
+    x = spread(np.random.default_rng(0), (2, 2, 4, 5))
+    attributes = {"kernel_shape": [2, 3], "strides": [2, 1], "storage_order": 1}
+    check(graph_of("MaxPool", {"X": x}, attributes, outputs=outputs), {"X": x}, native=False)
+
+
+@pytest.mark.parametrize("shape", [None, (2, 2, 4, 6), (2, 2, 5, 8)])
+@pytest.mark.parametrize("pads", [[0, 0, 0, 0], [1, 0, 0, 1]])
+def test_undone_pooling(shape: tuple[int, ...] | None, pads: list[int]) -> None:
+    """ONNX Runtime does not map the indices from the shape that the window makes to the one that is asked for."""
+    random = np.random.default_rng(0)
+    made = 2 * 2 * (4 - pads[0] - pads[2]) * (6 - pads[1] - pads[3])
+    inputs = {"X": spread(random, (2, 2, 2, 3)), "I": random.permutation(made)[:24].reshape(2, 2, 2, 3)}
+    inputs |= {} if shape is None else {"output_shape": np.array(shape)}
+    attributes = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": pads}
+    check(graph_of("MaxUnpool", inputs, attributes), inputs, native=shape is None)
+
+
 @pytest.mark.parametrize("pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
 @pytest.mark.parametrize("operator", ["Conv", "ConvTranspose", "AveragePool", "MaxPool"])
 def test_chosen_padding(operator: str, pad: str) -> None:

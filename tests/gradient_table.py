@@ -32,9 +32,7 @@ UNFIT = (
     "softmax_precision",
 )
 """Cases that draw random numbers, or ask for less precision."""
-LEFT_OUT = frozenset(
-    "AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample Resize Split".split()
-)
+LEFT_OUT = frozenset("AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample Resize Split".split())
 """Operators whose cases do not show much in double precision, or have sizes that are no constants: tests of their own
 try them."""
 FROM_WHICH_ON = 23

@@ -620,3 +620,42 @@ def test_column_to_image(attributes: dict[str, Any], columns: int) -> None:
     inputs |= {"image_shape": np.array([4, 5]), "block_shape": np.array([2, 2])}
     constants = ("image_shape", "block_shape")
     check(graph_of("Col2Im", inputs, attributes, constants=constants), {"input": inputs["input"]}, native=False)
+
+
+@pytest.mark.parametrize("opset", [19, 23])
+@pytest.mark.parametrize("length", [None, 4, 7])
+@pytest.mark.parametrize("axis", [0, -2])
+@pytest.mark.parametrize(
+    ("parts", "flags"),
+    [
+        (1, {}),
+        (2, {}),
+        (1, {"onesided": 1}),
+        (2, {"inverse": 1}),
+        (1, {"inverse": 1}),
+        (2, {"inverse": 1, "onesided": 1}),
+    ],
+)
+def test_fourier_transforms(opset: int, length: int | None, axis: int, parts: int, flags: dict[str, int]) -> None:
+    """ONNX Runtime's inverse transforms are less precise than double numbers."""
+    inputs: dict[str, np.ndarray] = {"input": np.random.default_rng(0).standard_normal((5, 6, parts))}
+    if length is not None:
+        inputs["dft_length"] = np.array(length)
+    attributes = dict(flags)
+    if opset < 20:
+        attributes["axis"] = axis
+    else:
+        inputs["axis"] = np.array(axis)
+    check(graph_of("DFT", inputs, attributes, opset=opset), inputs, native=False)
+
+
+@pytest.mark.parametrize("opset", [17, 23])
+@pytest.mark.parametrize(("parts", "onesided"), [(1, 1), (1, 0), (2, 0)])
+@pytest.mark.parametrize("given_", [("window",), ("frame_length",), ("window", "frame_length")])
+def test_short_time_fourier_transforms(opset: int, parts: int, onesided: int, given_: tuple[str, ...]) -> None:
+    random = np.random.default_rng(0)
+    inputs = {"signal": random.standard_normal((2, 12, parts)), "frame_step": np.array(3)}
+    optional = {"window": random.uniform(0.5, 1, 5), "frame_length": np.array(5)}
+    inputs |= {port: optional[port] for port in given_}
+    graph = graph_of("STFT", inputs, {"onesided": onesided}, opset=opset, constants=("frame_step", "frame_length"))
+    check(graph, inputs, native=False)

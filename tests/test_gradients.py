@@ -362,6 +362,21 @@ def test_scattered_equals_share_the_gradient(reduction: str) -> None:
     np.testing.assert_allclose(found["updates"], [1 / 3, 1 / 3])
 
 
+@pytest.mark.parametrize("mode", ["linear", "circular"])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 5, 3), -2), ((2, 2, 5, 3), 2), ((2, 2, 5), -1)])
+@pytest.mark.parametrize("starts", [None, (0, 0), (1, 3)])
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_tensor_scatter(
+    mode: str, shape: tuple[int, ...], axis: int, starts: tuple[int, int] | None, symbolic: bool
+) -> None:
+    random = np.random.default_rng(0)
+    written = list(shape)
+    written[axis] = 3 if mode == "circular" else 2
+    inputs = {"past_cache": spread(random, shape), "update": spread(random, tuple(written))}
+    inputs |= {} if starts is None else {"write_indices": np.array(starts)}
+    check(graph_of("TensorScatter", inputs, {"mode": mode, "axis": axis}, opset=24, symbolic=symbolic), inputs)
+
+
 @st.composite
 def windows(draw: st.DrawFn) -> tuple[int, dict[str, Any], list[int]]:
     """A number of dimensions, the attributes of a window, and sizes that it fits into."""

@@ -209,6 +209,22 @@ def _reverse(n: Call) -> Gradients:
     return n.op.ReverseSequence(n.d, n.b, batch_axis=n.get("batch_axis", 1), time_axis=n.get("time_axis", 0))
 
 
+def _tensor_scatter(n: Call) -> Expr:
+    """A ScatterElements of updates that lie one behind the other along an axis, from where each batch says."""
+    op, rank = n.op, n.a.rank
+    axis = n.get("axis", -2) % rank
+    shape = op.Shape(n.b)
+    count = op.Squeeze(op.Slice(shape, [axis], [axis + 1]))
+    places = op.Range(op.constant(integer(0)), count, op.constant(integer(1)))
+    places = op.Reshape(places, [-1, *[1] * (rank - axis - 1)])
+    if n.has(2):
+        places = op.Reshape(n.c, [-1, *[1] * (rank - 1)]) + places
+    if n.get("mode", "linear") == "circular":
+        places = op.Mod(places, op.Slice(op.Shape(n.a), [axis], [axis + 1]))
+    result: Expr = op.ScatterElements(n.a, op.Expand(places, shape), n.b, axis=axis)
+    return result
+
+
 RULES: dict[str, Rule] = {
     "Compress": _compress,
     "Concat": _concat,
@@ -239,3 +255,6 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": reshaped,
 }
 """By operator: gradients in the shapes of the inputs."""
+
+FORMS: dict[str, Callable[[Call], Expr]] = {"TensorScatter": _tensor_scatter}
+"""By operator: what it is in simpler operators."""

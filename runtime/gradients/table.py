@@ -44,6 +44,7 @@ FORMS: Mapping[str, Form] = {
     **quantized.FORMS,
     **recurrent.FORMS,
     **resampling.FORMS,
+    **shaping.FORMS,
     **signals.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""

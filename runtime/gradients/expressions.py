@@ -214,6 +214,12 @@ class Formulas:
             return self.Expand(self.operand(number, x), [int(size) for size in x.shape if isinstance(size, int)])
         return self.Expand(self.operand(number, x), self.Shape(x))
 
+    def unit(self, size: Expr, x: Expr) -> Expr:
+        """The unit matrix of a size, int64 [1], in the element type of `x`."""
+        shape = self.Concat(size, size, axis=0)
+        result: Expr = self.EyeLike(self.Expand(self.constant(np.zeros(1, np.float32)), shape)).cast(x.element)
+        return result
+
     def inner(self) -> Formulas:
         """Formulas for the nodes of a subgraph, which may use this one's values."""
         return Formulas(self.tape.inner(), self.opsets, self)

@@ -142,9 +142,8 @@ def _max_pool(n: Call) -> Gradients:
     """To the elements that were the largest, which the second output names by their places."""
     op = n.op
     options = {name: n.get(name) for name in ("auto_pad", "ceil_mode", "dilations", "kernel_shape", "pads", "strides")}
-    places = n.y[1] if len(n.y) > 1 else op.MaxPool(n.a, outputs=2, **options)[1]
-    if n.get("storage_order", 0):
-        raise n.error("there is none where indices count columns first.", "Set storage_order to 0.")
+    named = len(n.y) > 1 and not n.get("storage_order", 0)  # which could count columns first
+    places = n.y[1] if named else op.MaxPool(n.a, outputs=2, **options)[1]
     size = op.Unsqueeze(op.Size(n.a), [0])
     zeros = op.Expand(zero_of(n.d), size)
     flat = add_at(n, "ScatterElements", zeros, op.Reshape(places, [-1]), op.Reshape(n.d, [-1]), axis=0)
@@ -152,10 +151,17 @@ def _max_pool(n: Call) -> Gradients:
 
 
 def _max_unpool(n: Call) -> Gradients:
+    """From the places that the indices name. They count in the output that the window makes; a larger one that is
+    asked for has zeros at its ends."""
+    op, d = n.op, n.d
     if n.has(2):
-        raise n.error("there is none where the output's shape is given.")
-    op = n.op
-    flat = op.Gather(op.Reshape(n.d, [-1]), op.Reshape(n.b, [-1]))
+        kernel = np.asarray(n.get("kernel_shape"), np.int64)
+        rank = len(kernel)
+        strides, _, pads = window(n, rank)
+        rest = kernel - np.asarray(strides) - np.asarray(pads).reshape(2, rank).sum(axis=0)
+        ends = spatial(n.a) * np.asarray(strides, np.int64) + rest
+        d = op.Slice(d, [0] * rank, ends, list(range(2, rank + 2)))
+    flat = op.Gather(op.Reshape(d, [-1]), op.Reshape(n.b, [-1]))
     return op.Reshape(flat, op.Shape(n.a))
 
 

@@ -6,6 +6,7 @@ from string import ascii_letters
 
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Gradients, Rule, sum_to
+from runtime.types import ElementType
 
 
 def transposed(x: Expr) -> Expr:
@@ -70,26 +71,33 @@ def _gemm(n: Call) -> Gradients:
 
 
 def _einsum(n: Call) -> Gradients:
-    """Each operand's gradient is an Einsum of the output's gradient and the other operands."""
+    """Each operand's gradient is an Einsum of the output's gradient and the other operands.
+
+    A diagonal is one of an operand whose dimensions all have letters of their own, multiplied with unit matrices.
+    """
     equation = str(n.get("equation", "")).replace(" ", "")
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     if not arrow:
         right = "..." * ("." in left)
         right += "".join(sorted(letter for letter in set(left) - set(",.") if left.count(letter) == 1))
+    free = sorted(set(ascii_letters) - set(equation))
     if "." in left:
-        free = sorted(set(ascii_letters) - set(equation))
         most = max(n[i].rank - len(term) + 3 for i, term in enumerate(terms) if "." in term)
         terms = [t.replace("...", "".join(free[most - n[i].rank + len(t) - 3 : most])) for i, t in enumerate(terms)]
         right = right.replace("...", "".join(free[:most]))
+        free = free[most:]
     gradients: list[Expr | None] = []
     for position, term in enumerate(terms):
         if not n.needs[position]:
             gradients.append(None)
             continue
-        if len(set(term)) < len(term):
-            raise n.error(f"the term {term} takes a diagonal.")
         others = [(t, n[i]) for i, t in enumerate(terms) if i != position]
+        for axis, letter in enumerate(term):
+            if letter in term[:axis]:
+                size = n.op.Slice(n.op.Shape(n[position]), [axis], [axis + 1])
+                others.append((letter + free[axis], n.op.unit(size, n.d)))
+                term = term[:axis] + free[axis] + term[axis + 1 :]
         there = set(right).union(*(t for t, _ in others))
         found = "".join(letter for letter in term if letter in there)
         subscripts = ",".join([right, *(t for t, _ in others)]) + "->" + found
@@ -101,7 +109,20 @@ def _einsum(n: Call) -> Gradients:
     return gradients
 
 
+def _determinant(n: Call) -> Gradients:
+    """Every element gets its cofactor: the determinant with a one in its place and zeros in the rest of its row.
+
+    These are as many determinants as there are elements; but a singular matrix, which has no inverse, has them too.
+    """
+    op = n.op
+    unit = op.unit(_last(n.a), n.a)
+    rows = op.Unsqueeze(op.Cast(unit, to=int(ElementType.BOOL)), [1, 3])
+    changed = op.Where(rows, op.Unsqueeze(unit, [0, 2]), op.Unsqueeze(n.a, [-4, -3]))
+    return op.Unsqueeze(n.d, [-2, -1]) * op.Det(changed)
+
+
 RULES: dict[str, Rule] = {
+    "Det": _determinant,
     "Einsum": _einsum,
     "Gemm": _gemm,
     "MatMul": lambda n: product_gradients(n, n.a, n.b, n.d),

@@ -57,14 +57,25 @@ def _extreme(n: Call) -> Gradients:
     return kept(n, n.d) * hits / again(n, hits)
 
 
+def without_zeros(x: Expr) -> tuple[Expr, Expr]:
+    """Where `x` is zero, as numbers, and `x` with ones there."""
+    is_zero = x.op.Equal(x, x.op.operand(0.0, x))
+    return is_zero.cast(x.element), x.op.Where(is_zero, x.op.operand(1.0, x), x)
+
+
+def product_of_others(x: Expr, product: Expr, zeros: Expr) -> Expr:
+    """What products are without their factor `x`: where one is zero, only that one has a slope; where two are, none.
+
+    `product` is that of the factors other than zero, `zeros` counts the others.
+    """
+    is_zero, others = without_zeros(x)
+    result: Expr = x.op.Where(x.op.Equal(zeros, is_zero), product / others, x.op.operand(0.0, x))
+    return result
+
+
 def _product(n: Call) -> Gradients:
-    """The product of the others: where one is zero, only that one has a slope; where two are, none."""
-    op, d = n.op, kept(n, n.d)
-    nothing, one = op.operand(0.0, n.a), op.operand(1.0, n.a)
-    is_zero = op.Equal(n.a, nothing)
-    zeros = again(n, is_zero.cast(n.a.element))
-    others = op.Where(is_zero, one, n.a)
-    axes = axes_of(n)
+    op, axes = n.op, axes_of(n)
+    is_zero, others = without_zeros(n.a)
     if axes is None:
         return n.d
     if op.opset >= 18:
@@ -73,9 +84,7 @@ def _product(n: Call) -> Gradients:
         product = op.ReduceProd(others, axes=axes, keepdims=1)
     else:
         raise n.error("its axes are not known before the run.")
-    at_zero = op.Where(op.Equal(zeros, one), product, nothing)
-    elsewhere = op.Where(op.Equal(zeros, nothing), product / others, nothing)
-    return d * op.Where(is_zero, at_zero, elsewhere)
+    return kept(n, n.d) * product_of_others(n.a, product, again(n, is_zero))
 
 
 def _euclidean(n: Call) -> Gradients:
@@ -102,7 +111,25 @@ def _cumulated(n: Call) -> Gradients:
     return n.op.CumSum(n.d, n.b, exclusive=n.get("exclusive", 0), reverse=1 - n.get("reverse", 0))
 
 
+def _cumulated_product(n: Call) -> Gradients:
+    """What the products send back, over the factor. The first zero is taken out of them: the factors before it have
+    a slope in the products without it, itself in those with it, and the factors behind it have none."""
+    op, nothing = n.op, n.op.operand(0.0, n.a)
+    exclusive, reverse = n.get("exclusive", 0), n.get("reverse", 0)
+    is_zero, divisor = without_zeros(n.a)
+    zeros = op.CumSum(is_zero, n.b, reverse=reverse)
+    inside = op.CumSum(is_zero, n.b, exclusive=exclusive, reverse=reverse)
+    first = op.And(op.Equal(zeros, 1.0), op.Equal(is_zero, 1.0))
+    product = op.CumProd(op.Where(first, op.operand(1.0, n.a), n.a), n.b, exclusive=exclusive, reverse=reverse)
+    sent = n.d * product
+    to_zero = op.CumSum(sent, n.b, exclusive=exclusive, reverse=1 - reverse)
+    without = op.Where(op.Equal(inside, nothing), sent, nothing)
+    before = op.CumSum(without, n.b, exclusive=exclusive, reverse=1 - reverse) / divisor
+    return op.Where(first, to_zero, op.Where(op.Equal(zeros, nothing), before, nothing))
+
+
 RULES: dict[str, Rule] = {
+    "CumProd": _cumulated_product,
     "CumSum": _cumulated,
     "LogSoftmax": _log_softmax,
     "ReduceL1": lambda n: kept(n, n.d) * n.op.Sign(n.a),

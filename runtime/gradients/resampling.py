@@ -31,7 +31,7 @@ def _resize(n: Call) -> Gradients:
         size = op.Slice(op.Shape(n.a), [axis], [axis + 1])
         if n.a.shape is not None and n.out.shape is not None and n.a.shape[axis] == n.out.shape[axis]:
             continue  # nothing happens along this axis
-        unit = op.Cast(op.EyeLike(op.Expand(zero_of(n.d), op.Concat(size, size, axis=0))), to=int(n.d.element))
+        unit = op.unit(size, n.d)
         if n.has(2):
             scale = op.Slice(n.c, [number], [number + 1])
             one = op.constant(np.ones(1, np.float32))
@@ -100,9 +100,7 @@ def _grid_sample(n: Call) -> Expr:
     """The elements around every point, weighted by how near they are: one form for images of any rank."""
     op, rank = n.op, n.a.rank - 2
     mode, padding = n.get("mode", "linear"), n.get("padding_mode", "zeros")
-    if mode in ("cubic", "bicubic"):
-        raise n.error("there is none for cubic interpolation.", "Use linear.")
-    element = n.a.element
+    element, cubic = n.a.element, mode in ("cubic", "bicubic")
     places: list[list[tuple[Expr, Expr, Expr]]] = []  # by dimension: index, weight, whether it is inside
     for axis in range(rank):
         size = op.Squeeze(op.Slice(op.Shape(n.a), [2 + axis], [3 + axis]), [0])
@@ -115,14 +113,25 @@ def _grid_sample(n: Call) -> Expr:
             x = ((at + 1.0) * wide - 1.0) * 0.5
             low, high = op.operand(-0.5, x), wide - 0.5
         if padding == "border":
-            x = op.Min(op.Max(x, 0.0), wide - 1.0)
+            held = op.Min(op.Max(x, 0.0), wide - 1.0)
+            x = op.Where(op.Or(x < low, x > high), held, x) if cubic else held
         elif padding == "reflection":
-            x = op.Min(op.Max(_reflected(x, low, high), 0.0), wide - 1.0)
+            x = _reflected(x, low, high)
+            x = x if cubic else op.Min(op.Max(x, 0.0), wide - 1.0)
         first = op.Round(x) if mode == "nearest" else op.Floor(x)
         share = x - first
-        pairs = [(first, op.like(1.0, x))] if mode == "nearest" else [(first, 1.0 - share), (first + 1.0, share)]
+        if mode == "nearest":
+            pairs = [(first, op.like(1.0, x))]
+        elif cubic:
+            pairs = [(first + float(step), _cubic_weight(op.Abs(share - float(step)), step)) for step in (-1, 0, 1, 2)]
+        else:
+            pairs = [(first, 1.0 - share), (first + 1.0, share)]
         found = []
         for place, near in pairs:
+            if cubic and padding == "border":
+                place = op.Min(op.Max(place, 0.0), wide - 1.0)
+            elif cubic and padding == "reflection":
+                place = _reflected(place, low, high)
             inside = op.And(place >= 0.0, place <= wide - 1.0).cast(element)
             held = op.Min(op.Max(place, 0.0), wide - 1.0).cast(size.element)
             found.append((held, near, inside))
@@ -150,6 +159,14 @@ def _grid_sample(n: Call) -> Expr:
     sizes = op.Slice(op.Shape(n.b), [1], [rank + 1])
     result: Expr = op.Reshape(total, op.Concat(batch, op.Slice(op.Shape(n.a), [1], [2]), sizes, axis=0))
     return result
+
+
+def _cubic_weight(distance: Expr, step: int) -> Expr:
+    """Keys' kernel with a = -0.75, for the element `step` elements from the one at the left."""
+    d, a = distance, -0.75
+    if step in (0, 1):
+        return ((a + 2) * d - (a + 3)) * d * d + 1.0
+    return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
 
 
 def _reflected(x: Expr, low: Expr, high: Expr) -> Expr:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from runtime.gradients.expressions import Expr
+from runtime.gradients.reductions import product_of_others, without_zeros
 from runtime.gradients.walk import Call, Gradients, Rule, sum_to
 from runtime.types import ElementType
 
@@ -136,18 +137,45 @@ def _gather_nd(n: Call) -> Gradients:
     return from_where_they_came(n, lambda positions: n.op.GatherND(positions, n.b, batch_dims=batch), True)
 
 
-def _scatter(pick: Callable[[Call, Expr], Expr], put: Callable[[Call, Expr, Expr], Expr]) -> Rule:
-    """ScatterElements and ScatterND; `pick` reads at the indices, `put` writes there."""
+Pick: TypeAlias = "Callable[[Call, Expr], Expr]"
+Put: TypeAlias = "Callable[[Call, Expr, Expr, str | None], Expr]"
+
+
+def _scatter(pick: Pick, put: Put) -> Rule:
+    """ScatterElements and ScatterND; `pick` reads at the indices, `put` writes there, by a reduction."""
 
     def rule(n: Call) -> Gradients:
         reduction = n.get("reduction", "none")
         if reduction == "add":
             return n.d, None, pick(n, n.d)
-        if reduction != "none":
-            raise n.error(f"there is none for the reduction {reduction}.")
-        return put(n, n.d, n.op.like(0.0, n.c)), None, pick(n, n.d)
+        if reduction == "mul":
+            return _scattered_product(n, pick, put)
+        if reduction in ("max", "min"):
+            return _scattered_extreme(n, pick, put)
+        return put(n, n.d, n.op.like(0.0, n.c), None), None, pick(n, n.d)
 
     return rule
+
+
+def _counted(put: Put, n: Call, data: Expr, updates: Expr) -> Expr:
+    """How many of what came together in each place are marked with 1."""
+    narrow = ElementType.FLOAT  # sums of 16 bits have no kernel
+    return put(n, data.cast(narrow), updates.cast(narrow), "add").cast(n.d.element)
+
+
+def _scattered_product(n: Call, pick: Pick, put: Put) -> Gradients:
+    (no_data, data), (no_updates, updates) = without_zeros(n.a), without_zeros(n.c)
+    product, zeros = put(n, data, updates, "mul"), _counted(put, n, no_data, no_updates)
+    to_updates = pick(n, n.d) * product_of_others(n.c, pick(n, product), pick(n, zeros)) if n.needs[2] else None
+    return n.d * product_of_others(n.a, product, zeros), None, to_updates
+
+
+def _scattered_extreme(n: Call, pick: Pick, put: Put) -> Gradients:
+    """To the elements that are the result; in equal parts where there are several."""
+    element = n.d.element
+    hits = n.op.Equal(n.a, n.out).cast(element), n.op.Equal(n.c, pick(n, n.out)).cast(element)
+    share = n.d / _counted(put, n, *hits)
+    return share * hits[0], None, pick(n, share) * hits[1]
 
 
 def _top_k(n: Call) -> Gradients:
@@ -181,6 +209,22 @@ def _reverse(n: Call) -> Gradients:
     return n.op.ReverseSequence(n.d, n.b, batch_axis=n.get("batch_axis", 1), time_axis=n.get("time_axis", 0))
 
 
+def _tensor_scatter(n: Call) -> Expr:
+    """A ScatterElements of updates that lie one behind the other along an axis, from where each batch says."""
+    op, rank = n.op, n.a.rank
+    axis = n.get("axis", -2) % rank
+    shape = op.Shape(n.b)
+    count = op.Squeeze(op.Slice(shape, [axis], [axis + 1]))
+    places = op.Range(op.constant(integer(0)), count, op.constant(integer(1)))
+    places = op.Reshape(places, [-1, *[1] * (rank - axis - 1)])
+    if n.has(2):
+        places = op.Reshape(n.c, [-1, *[1] * (rank - 1)]) + places
+    if n.get("mode", "linear") == "circular":
+        places = op.Mod(places, op.Slice(op.Shape(n.a), [axis], [axis + 1]))
+    result: Expr = op.ScatterElements(n.a, op.Expand(places, shape), n.b, axis=axis)
+    return result
+
+
 RULES: dict[str, Rule] = {
     "Compress": _compress,
     "Concat": _concat,
@@ -195,9 +239,11 @@ RULES: dict[str, Rule] = {
     "ReverseSequence": _reverse,
     "ScatterElements": _scatter(
         lambda n, x: n.op.GatherElements(x, n.b, axis=n.get("axis", 0)),
-        lambda n, x, updates: n.op.ScatterElements(x, n.b, updates, axis=n.get("axis", 0)),
+        lambda n, x, updates, how: n.op.ScatterElements(x, n.b, updates, axis=n.get("axis", 0), reduction=how),
     ),
-    "ScatterND": _scatter(lambda n, x: n.op.GatherND(x, n.b), lambda n, x, updates: n.op.ScatterND(x, n.b, updates)),
+    "ScatterND": _scatter(
+        lambda n, x: n.op.GatherND(x, n.b), lambda n, x, updates, how: n.op.ScatterND(x, n.b, updates, reduction=how)
+    ),
     "Slice": _slice,
     "SpaceToDepth": lambda n: n.op.DepthToSpace(n.d, blocksize=n.get("blocksize"), mode=n.get("mode", "DCR")),
     "Split": _split,
@@ -209,3 +255,6 @@ RULES: dict[str, Rule] = {
     "Unsqueeze": reshaped,
 }
 """By operator: gradients in the shapes of the inputs."""
+
+FORMS: dict[str, Callable[[Call], Expr]] = {"TensorScatter": _tensor_scatter}
+"""By operator: what it is in simpler operators."""

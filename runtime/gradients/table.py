@@ -20,22 +20,19 @@ from runtime.gradients import (
     reductions,
     resampling,
     shaping,
+    signals,
 )
 from runtime.gradients.expressions import Expr
 from runtime.gradients.walk import Call, Rule
 
 Form: TypeAlias = "Callable[[Call], Sequence[Expr | None] | Expr]"
 
-EXACT = (products, reductions, shaping, contrib, neural, resampling)
+EXACT = (products, reductions, shaping, contrib, neural, resampling, signals)
 """Modules whose rules give gradients in the shapes of the inputs."""
 
 RULES: Mapping[str, tuple[Rule, bool]] = {
     **{name: (rule, True) for name, rule in elementwise.RULES.items()},
-    **{
-        name: (rule, False)
-        for table in (products, reductions, shaping, contrib, neural, resampling)
-        for name, rule in table.RULES.items()
-    },
+    **{name: (rule, False) for table in EXACT for name, rule in table.RULES.items()},
 }
 """By operator: its rule, and whether the gradients are those of inputs that were broadcast to the output's shape."""
 
@@ -47,6 +44,8 @@ FORMS: Mapping[str, Form] = {
     **quantized.FORMS,
     **recurrent.FORMS,
     **resampling.FORMS,
+    **shaping.FORMS,
+    **signals.FORMS,
 }
 """By operator: what it is in simpler operators, through which its gradient is found."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runtime.drawing.words import type_text
@@ -56,7 +57,7 @@ def expectation(node_type: type[Node], port: Port) -> str:
     return f"{port.type}{shape}; {port.type} is {kinds_text(kinds)}"
 
 
-def kinds_text(kinds: tuple[str, ...] | list[str]) -> str:
+def kinds_text(kinds: Sequence[str]) -> str:
     """`float`, `float16 or bfloat16`, `any tensor type`, or the first of many."""
     names = [short_kind(kind) for kind in kinds]
     tensors = {str(element) for element in ElementType}

@@ -54,6 +54,7 @@ class Window(QMainWindow):
         self._make_commands()
         self.add_pane(ProblemsPane(editor), BOTTOM)
         self.add_pane(HistoryPane(editor), BOTTOM)
+        self._install()
         self._say = QLabel()
         self._zoom = QLabel()
         self.statusBar().addWidget(self._say, 1)
@@ -68,6 +69,12 @@ class Window(QMainWindow):
         self._show_possible()
         if path is not None:
             self.open(path)
+
+    def _install(self) -> None:
+        # They know this module.
+        from ui import properties
+
+        properties.install(self)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,406 @@
+"""The properties pane, by gestures on its widgets."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ui import library  # before anything of Qt  # noqa: F401
+
+# isort: split
+from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
+from PySide6.QtGui import QMouseEvent
+from PySide6.QtTest import QTest
+from PySide6.QtWidgets import QApplication
+
+from runtime.graph import ABSENT, Graph, PortRef
+from runtime.tensors import Tensor
+from ui.app import application
+from ui.window import Window
+
+SNIPPETS = Path(__file__).parent.parent / "snippets"
+
+
+@pytest.fixture(scope="session")
+def qapp_cls():
+    return QApplication
+
+
+@pytest.fixture
+def window(qtbot):
+    application("light")
+    made = Window()
+    qtbot.addWidget(made, before_close_func=lambda w: setattr(w.editor, "_changed", False))
+    graph = Graph("test")
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["tokens", 64]})
+    graph.add("com.microsoft.QMoE", "moe", parameters={"k": 2})
+    graph.add("MatMul", "first")
+    graph.add("Gemm", "second")
+    graph.add("Gemm", "third")
+    graph.add("com.microsoft.MatMulNBits", "bits")
+    codes = np.arange(2 * 8 * 16, dtype=np.uint8).reshape(2, 8, 16)
+    graph.add("Initializer", "weights", parameters={"tensor": Tensor.from_array(codes)})
+    graph.wire("x.value", "moe.input")
+    graph.wire("weights.value", "moe.fc1_experts_weights")
+    graph._undo.clear()
+    made.editor.show(graph)
+    with qtbot.waitActive(made):
+        made.show()
+        made.activateWindow()
+    return made
+
+
+def pane_of(window):
+    return window.panes["Properties"].widget()
+
+
+def select(window, *ids):
+    window.editor.canvas.select(list(ids))
+    QTest.qWait(5)
+    return pane_of(window).parameters.rows
+
+
+def value(window, node, name):
+    return window.editor.graph.nodes[node].parameters.get(name, ABSENT)
+
+
+def write(row, text, end=Qt.Key.Key_Return):
+    row.field.setFocus()
+    row.field.selectAll()
+    QTest.keyClicks(row.field, text)
+    if end is not None:
+        QTest.keyClick(row.field, end)
+    QTest.qWait(30)
+
+
+def undo(window):
+    window.editor.undo()
+    QTest.qWait(5)
+
+
+# -- lines ------------------------------------------------------------------------------------------------------------
+
+
+def test_enter_commits_one_step_that_undo_takes_back(window):
+    rows = select(window, "moe")
+    write(rows["k"], "4")
+    assert value(window, "moe", "k") == 4
+    assert window.editor.graph.undo_labels == ["Set moe.k"]
+    undo(window)
+    assert value(window, "moe", "k") == 2
+    assert rows["k"].field.text() == "2" and rows["k"].field.hasFocus()
+
+
+def test_defaults_are_grey_and_an_empty_field_is_the_default(window):
+    rows = select(window, "moe")
+    assert rows["expert_weight_bits"].field.currentText() == "0 (operator default: 4)"
+    assert rows["swiglu_limit"].field.placeholderText() == "0 (operator default: no limit)"
+    assert rows["swiglu_limit"].field.text() == ""
+    rows["k"].field.setFocus()
+    rows["k"].field.selectAll()
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Delete)
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Return)
+    assert value(window, "moe", "k") is ABSENT
+    assert rows["k"].field.placeholderText() == "0 (operator default: 1)"
+    assert not rows["k"].reset_button.isVisible()
+
+
+def test_esc_takes_back_what_is_typed_then_goes_to_the_canvas(window):
+    rows = select(window, "moe")
+    write(rows["k"], "77", end=None)
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Escape)
+    assert rows["k"].field.text() == "2" and value(window, "moe", "k") == 2
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Escape)
+    assert window.editor.canvas.viewer.hasFocus()
+    assert window.editor.graph.undo_labels == []
+
+
+def test_tab_commits_and_goes_on(window):
+    rows = select(window, "moe")
+    write(rows["block_size"], "32", end=Qt.Key.Key_Tab)
+    assert value(window, "moe", "block_size") == 32
+    assert rows["expert_weight_bits"].field.hasFocus()
+
+
+def test_what_cannot_be_read_is_said_below_the_field_and_not_committed(window):
+    rows = select(window, "moe")
+    write(rows["k"], "four")
+    assert rows["k"].error.isVisible() and rows["k"].error.text() == "Expected a whole number; got 'four'."
+    assert value(window, "moe", "k") == 2 and window.editor.graph.undo_labels == []
+    write(rows["k"], "-1")
+    assert "at least 0" in rows["k"].error.text()
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Escape)
+    QTest.qWait(30)
+    assert not rows["k"].error.isVisible()
+
+
+def test_findings_and_missing_parameters_stand_below_their_field(window):
+    rows = select(window, "bits")
+    QTest.qWait(100)
+    assert rows["N"].field.placeholderText() == "required" and "not set" in rows["N"].error.text()
+    assert rows["N"].label.text().endswith("*")
+    write(rows["N"], "16")
+    QTest.qWait(150)
+    assert not rows["N"].error.isVisible()
+    window.editor.set_parameter("moe", "quant_type", "zz")
+    rows = select(window, "moe")
+    QTest.qWait(150)
+    assert rows["quant_type"].error.isVisible() and "one of int, fp4" in rows["quant_type"].error.text()
+    assert rows["quant_type"].field.currentText() == "zz"
+
+
+def test_documentation_comes_with_the_focus_and_on_hover(window):
+    rows = select(window, "moe")
+    assert not rows["k"].text.isVisible()
+    rows["k"].field.setFocus()
+    QTest.qWait(40)
+    assert rows["k"].text.isVisible() and "experts chosen for each token" in rows["k"].text.text()
+    assert "experts chosen for each token" in rows["k"].label.toolTip()
+    rows["block_size"].field.setFocus()
+    QTest.qWait(40)
+    assert not rows["k"].text.isVisible()
+
+
+def test_lists_shapes_and_types(window):
+    rows = select(window, "x")
+    assert rows["shape"].field.text() == "tokens, 64"
+    write(rows["shape"], "batch, ?, 32")
+    assert value(window, "x", "shape") == ["batch", None, 32]
+    field = rows["type"].field
+    assert field.line.text() == "tensor(float)"
+    field.line.setFocus()
+    field.line.selectAll()
+    QTest.keyClicks(field.line, "float16")
+    QTest.keyClick(field.line, Qt.Key.Key_Return)
+    assert value(window, "x", "type") == "tensor(float16)" and field.line.text() == "tensor(float16)"
+    field.line.selectAll()
+    QTest.keyClicks(field.line, "float32")
+    QTest.keyClick(field.line, Qt.Key.Key_Return)
+    QTest.qWait(30)
+    assert "spells it 'float'" in rows["type"].error.text()
+    field.setCurrentIndex(field.findText("tensor(int64)"))
+    field.activated.emit(field.currentIndex())
+    assert value(window, "x", "type") == "tensor(int64)"
+    rows = select(window, "moe")
+    write(rows["specified_outputs_name"], "mixed")
+    assert value(window, "moe", "specified_outputs_name") == ["mixed"]
+
+
+# -- other fields -----------------------------------------------------------------------------------------------------
+
+
+def test_check_boxes_have_three_states(window):
+    rows = select(window, "moe")
+    field = rows["use_sparse_mixer"].field
+    field.setFocus()
+    assert field.text() == "default: false"
+    seen = []
+    for _ in range(3):
+        QTest.keyClick(field, Qt.Key.Key_Space)
+        seen.append(value(window, "moe", "use_sparse_mixer"))
+    assert seen == [True, False, ABSENT]
+    training = rows["training?"].field
+    training.setFocus()
+    QTest.keyClick(training, Qt.Key.Key_Space)
+    assert value(window, "moe", "training?") is False
+
+
+def test_choices_are_chosen_with_keys(window):
+    rows = select(window, "moe")
+    field = rows["activation_type"].field
+    field.setFocus()
+    assert field.currentText() == "relu"
+    QTest.keyClick(field, Qt.Key.Key_Down)
+    chosen = value(window, "moe", "activation_type")
+    assert chosen is not ABSENT and field.currentText() == chosen
+    QTest.mouseClick(rows["activation_type"].reset_button, Qt.MouseButton.LeftButton)
+    assert value(window, "moe", "activation_type") is ABSENT and field.currentText() == "relu"
+
+
+def test_the_override_twin_is_shown_when_set_or_asked_for(window):
+    rows = select(window, "moe")
+    assert "k override" not in rows
+    pane_of(window).parameters.show_overrides(True)
+    QTest.qWait(5)
+    rows = pane_of(window).parameters.rows
+    write(rows["activation_alpha override"], "0")
+    pane_of(window).parameters.show_overrides(False)
+    QTest.qWait(5)
+    rows = pane_of(window).parameters.rows
+    assert "k override" not in rows and rows["activation_alpha override"].field.text() == "0"
+    assert window.editor.graph.node_type("moe").to_attributes(window.editor.graph.nodes["moe"].parameters) == {
+        "k": 2,
+        "activation_alpha": 0.0,
+    }
+
+
+def test_common_parameters_have_the_manuals_names_and_fold(window):
+    rows = select(window, "moe")
+    common = ["specified_outputs_name", "training?", "lda coeff", "name"]
+    assert list(rows)[-4:] == common
+    fold = next(b for b in pane_of(window).findChildren(type(rows["k"].reset_button)) if b.text() == "Common")
+    QTest.mouseClick(fold, Qt.MouseButton.LeftButton)
+    assert not any(rows[name].isVisible() for name in common)
+
+
+def drag(widget, *moves, release=True):
+    def send(kind, x, button, buttons):
+        place = QPointF(x, 5)
+        glob = QPointF(widget.mapToGlobal(QPoint(int(x), 5)))
+        none = Qt.KeyboardModifier.NoModifier
+        QApplication.sendEvent(widget, QMouseEvent(kind, place, glob, button, buttons, none))
+
+    left, no = Qt.MouseButton.LeftButton, Qt.MouseButton.NoButton
+    send(QEvent.Type.MouseButtonPress, moves[0], left, left)
+    for x in moves[1:]:
+        send(QEvent.Type.MouseMove, x, no, left)
+        QTest.qWait(2)
+    if release:
+        send(QEvent.Type.MouseButtonRelease, moves[-1], left, no)
+
+
+def test_dragging_a_name_is_one_step_and_esc_takes_it_back(window):
+    rows = select(window, "moe")
+    drag(rows["k"].label, 5, 10, 15, 25, 45)
+    assert value(window, "moe", "k") == 12 and window.editor.graph.undo_labels == ["Set moe.k"]
+    drag(rows["k"].label, 45, 25, 5)
+    assert value(window, "moe", "k") == 2 and len(window.editor.graph.undo_labels) == 2
+    undo(window)
+    assert value(window, "moe", "k") == 12
+    drag(rows["k"].label, 5, 105, release=False)
+    assert value(window, "moe", "k") == 37
+    QTest.keyClick(rows["k"].label, Qt.Key.Key_Escape)
+    assert value(window, "moe", "k") == 12
+    drag(rows["k"].label, 105, 5)
+    assert value(window, "moe", "k") == 0, "the bound holds"
+
+
+def test_arrow_keys_step_numbers_as_one_step(window):
+    rows = select(window, "moe")
+    rows["k"].field.setFocus()
+    for _ in range(3):
+        QTest.keyClick(rows["k"].field, Qt.Key.Key_Up)
+    assert value(window, "moe", "k") == 5 and len(window.editor.graph.undo_labels) == 1
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    QTest.qWait(5)
+    assert value(window, "moe", "k") == 2 and rows["k"].field.text() == "2", "Ctrl+Z is the document's"
+
+
+# -- following --------------------------------------------------------------------------------------------------------
+
+
+def test_edits_from_elsewhere_do_not_disturb_what_is_typed(window):
+    rows = select(window, "moe")
+    write(rows["k"], "7", end=None)
+    window.editor.set_parameter("moe", "block_size", 64)
+    window.editor.set_parameter("moe", "k", 3)
+    QTest.qWait(5)
+    assert pane_of(window).parameters.rows["k"] is rows["k"], "rows are not made anew"
+    assert rows["block_size"].field.text() == "64"
+    assert rows["k"].field.text() == "7" and rows["k"].field.hasFocus()
+    QTest.keyClick(rows["k"].field, Qt.Key.Key_Return)
+    assert value(window, "moe", "k") == 7
+
+
+def test_a_value_typed_for_one_node_never_reaches_another(window):
+    rows = select(window, "second")
+    write(rows["alpha"], "9", end=None)
+    window.editor.canvas.select(["third"])
+    QTest.qWait(30)
+    assert value(window, "third", "alpha") is ABSENT
+    rows = pane_of(window).parameters.rows
+    assert rows["alpha"].field.text() == ""
+    write(rows["alpha"], "5", end=None)
+    window.editor.edit("Remove third", lambda: window.editor.graph.remove("third"))
+    QTest.qWait(30)
+    assert all(value(window, id, "alpha") is ABSENT for id in ("second",))
+    rows = select(window, "second")
+    write(rows["alpha"], "3", end=None)
+    other = Graph("other")
+    other.add("Gemm", "second")
+    window.editor.show(other)
+    QTest.qWait(30)
+    assert value(window, "second", "alpha") is ABSENT
+
+
+def test_a_click_on_the_canvas_commits_what_is_typed_to_its_own_node(window):
+    rows = select(window, "second")
+    write(rows["alpha"], "9", end=None)
+    window.editor.canvas.viewer.setFocus()
+    window.editor.canvas.select(["third"])
+    QTest.qWait(10)
+    assert value(window, "second", "alpha") == 9.0 and value(window, "third", "alpha") is ABSENT
+
+
+def test_several_nodes_share_their_common_parameters(window):
+    window.editor.set_parameter("second", "alpha", 2.0)
+    rows = select(window, "second", "third", "first")
+    assert list(rows) == ["specified_outputs_name", "training?", "lda coeff", "name"]
+    rows = select(window, "second", "third")
+    assert rows["alpha"].field.placeholderText() == "several values"
+    write(rows["alpha"], "0.5")
+    assert value(window, "second", "alpha") == value(window, "third", "alpha") == 0.5
+    undo(window)
+    assert value(window, "second", "alpha") == 2.0 and value(window, "third", "alpha") is ABSENT
+    assert rows["alpha"].field.placeholderText() == "several values"
+    rows["alpha"].reset()
+    assert value(window, "second", "alpha") is ABSENT
+
+
+def test_nothing_selected_shows_the_graph(window):
+    rows = select(window)
+    assert {"name", "doc", "ai.onnx", "com.microsoft"} <= set(rows)
+    write(rows["name"], "mine")
+    assert window.editor.graph.name == "mine"
+    rows["doc"].field.setFocus()
+    QTest.keyClicks(rows["doc"].field, "one")
+    QTest.keyClick(rows["doc"].field, Qt.Key.Key_Return)
+    QTest.keyClicks(rows["doc"].field, "two")
+    QTest.keyClick(rows["doc"].field, Qt.Key.Key_Tab)
+    assert window.editor.graph.section("info")["doc"] == "one\ntwo"
+    assert "newest" in rows["ai.onnx"].text.text() and rows["ai.onnx"].field.placeholderText().isdigit()
+    write(rows["ai.onnx"], "17")
+    assert window.editor.graph.opsets == {"": 17}
+
+
+def test_unknown_nodes_and_unknown_parameters_are_shown(window):
+    window.editor.edit("Add", lambda: window.editor.graph.add("my.Thing", "thing", parameters={"size": 3, "f": 0.5}))
+    rows = select(window, "thing")
+    write(rows["size"], "4")
+    assert value(window, "thing", "size") == 4
+    rows["f"].reset()
+    QTest.qWait(5)
+    assert "f" not in pane_of(window).parameters.rows
+
+
+def test_subgraphs_say_that_they_cannot_be_opened(window):
+    body = Graph("then")
+    body.add("Input", "a")
+    window.editor.edit(
+        "Add", lambda: window.editor.graph.add("If", "branch", parameters={"then_branch": body, "else_branch": body})
+    )
+    rows = select(window, "branch")
+    assert rows["then_branch"].field.text() == "1 nodes. A subgraph cannot be opened here yet."
+
+
+def test_alt_enter_goes_to_the_first_field(window):
+    select(window, "moe")
+    window.editor.canvas.viewer.setFocus()
+    QTest.keyClick(window.editor.canvas.viewer, Qt.Key.Key_Return, Qt.KeyboardModifier.AltModifier)
+    assert pane_of(window).parameters.rows["activation_alpha"].field.hasFocus()
+
+
+def test_ports_are_listed_and_lead_to_their_sources(window):
+    select(window, "moe")
+    view = pane_of(window).inputs
+    pane_of(window).tabs.setCurrentWidget(view)
+    view.follow()
+    text = view.text.toPlainText()
+    assert "input required\nexpects T; T is float, float16 or bfloat16\nfloat[tokens, 64] from x.value" in text
+    assert "router_probs required" in text and "nothing is connected" in text
+    view.text.setFocus()
+    QTest.keyClick(view.text, Qt.Key.Key_Tab)
+    QTest.keyClick(view.text, Qt.Key.Key_Return)
+    assert window.editor.canvas.selected == ["x"]
+    assert PortRef("moe", "input") in window.editor.graph.wires
+    assert SNIPPETS.is_dir()

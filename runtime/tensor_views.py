@@ -122,6 +122,7 @@ class Pages:
     def __init__(self, tensor: Tensor, view: TensorView | None = None) -> None:
         """GraphError if the elements are not there."""
         self.view = view
+        self.tensor = tensor
         self._array = tensor.array()
         shape = tensor.shape
         self.shape: tuple[int, ...] = (*shape[:-1], view.count) if view is not None and shape else shape

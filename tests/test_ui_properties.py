@@ -13,7 +13,7 @@ from PySide6.QtGui import QMouseEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 
-from runtime.graph import ABSENT, Graph, PortRef
+from runtime.graph import ABSENT, Graph
 from runtime.tensors import Tensor
 from ui.app import application
 from ui.window import Window
@@ -402,5 +402,124 @@ def test_ports_are_listed_and_lead_to_their_sources(window):
     QTest.keyClick(view.text, Qt.Key.Key_Tab)
     QTest.keyClick(view.text, Qt.Key.Key_Return)
     assert window.editor.canvas.selected == ["x"]
-    assert PortRef("moe", "input") in window.editor.graph.wires
-    assert SNIPPETS.is_dir()
+
+
+# -- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def tensor_tab(window, *ids):
+    select(window, *ids)
+    pane_of(window).tabs.setCurrentWidget(pane_of(window).tensor)
+    QTest.qWait(10)
+    return pane_of(window).tensor
+
+
+def cells(tab):
+    model = tab.table.model()
+    return [[model.index(r, c).data() for c in range(model.columnCount())] for r in range(model.rowCount())]
+
+
+def test_a_tensor_shows_statistics_histogram_and_codes(window):
+    tab = tensor_tab(window, "weights")
+    assert [tab.view_as.itemText(i) for i in range(tab.view_as.count())] == ["values", "4-bit codes"]
+    assert tab.view_as.currentText() == "4-bit codes"
+    assert "uint8[2, 8, 16], 256 bytes" in tab.facts.text() and "from 0 to 15, mean 7.5" in tab.facts.text()
+    assert tab.histogram.counts == (32,) * 16
+    assert [sum(strip) for strip in tab.strips.strips] == [256, 256]
+    assert tab.strips_title.text() == "Histogram of each expert"
+    codes = np.arange(256).reshape(2, 8, 16)
+    assert cells(tab)[0] == [str(code) for byte in codes[0, 0] for code in (byte & 15, byte >> 4)]
+    QTest.mouseClick(tab.strips, Qt.MouseButton.LeftButton, pos=QPoint(60, tab.strips.height() - 6))
+    assert tab.spins[0].value() == 1 and sum(tab.histogram.beside) == 256
+    assert cells(tab)[0][:2] == ["0", "8"]
+    tab.view_as.setCurrentIndex(0)
+    tab.view_as.activated.emit(0)
+    assert cells(tab)[0][:2] == ["0", "1"] and "mean 127.5" in tab.facts.text()
+
+
+def test_tensors_wired_to_a_node_are_shown_with_it(window):
+    tab = tensor_tab(window, "moe")
+    assert tab.source.owner == "weights" and tab.view_as.currentText() == "4-bit codes"
+    rows = select(window, "weights")
+    pane_of(window).tabs.setCurrentIndex(0)
+    assert rows["tensor"].field.text() == "uint8[2, 8, 16]"
+    QTest.mouseClick(rows["tensor"].field, Qt.MouseButton.LeftButton)
+    assert pane_of(window).tabs.currentWidget() is tab and tab.source.owner == "weights"
+    tab = tensor_tab(window, "first")
+    assert tab.source is None and tab.message.isVisible()
+
+
+def test_numbers_are_replaced_from_files_and_undone(window, tmp_path):
+    tab = tensor_tab(window, "weights")
+    before = value(window, "weights", "tensor")
+    np.save(tmp_path / "one.npy", np.ones((2, 8, 16), np.uint8))
+    tab.replace(tmp_path / "one.npy")
+    QTest.qWait(10)
+    assert value(window, "weights", "tensor").array().sum() == 256 and "50.0% zeros" in tab.facts.text()
+    undo(window)
+    assert value(window, "weights", "tensor") == before and "mean 7.5" in tab.facts.text()
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 8, 16), np.uint8), b=np.full((2, 8, 16), 2, np.uint8))
+    tab.replace(tmp_path / "two.npz")
+    assert tab.archive.isVisible() and tab.names.count() == 2
+    tab.names.setCurrentIndex(1)
+    QTest.mouseClick(tab.take_button, Qt.MouseButton.LeftButton)
+    assert value(window, "weights", "tensor").array().max() == 2 and not tab.archive.isVisible()
+    told = []
+    window.editor.told.connect(told.append)
+    (tmp_path / "bad.npy").write_bytes(b"no array")
+    tab.replace(tmp_path / "bad.npy")
+    assert "cannot be read" in told[-1] and value(window, "weights", "tensor").array().max() == 2
+
+
+def test_an_array_chosen_for_one_tensor_is_not_given_to_another(window, tmp_path):
+    tab = tensor_tab(window, "weights")
+    np.savez(tmp_path / "two.npz", a=np.zeros(2), b=np.ones(2))
+    tab.replace(tmp_path / "two.npz")
+    window.editor.edit("Add", lambda: window.editor.graph.add("Initializer", "empty"))
+    tab = tensor_tab(window, "empty")
+    assert not tab.archive.isVisible() and tab.message.text().startswith("No numbers yet")
+    np.save(tmp_path / "one.npy", np.ones(3, np.float32))
+    tab.replace(tmp_path / "one.npy")
+    QTest.qWait(10)
+    assert value(window, "empty", "tensor").shape == (3,) and cells(tab) == [["1"], ["1"], ["1"]]
+
+
+def test_the_training_type_is_set_in_the_tensor_tab(window):
+    tab = tensor_tab(window, "weights")
+    tab.training.setFocus()
+    QTest.keyClick(tab.training, Qt.Key.Key_Down)
+    assert value(window, "weights", "training_type") == "trainable weight"
+    undo(window)
+    assert value(window, "weights", "training_type") is ABSENT and tab.training.currentText() == "constant"
+
+
+def test_large_tensors_are_counted_beside_the_windows_work_and_paged(window, qtbot):
+    large = np.zeros((3, 900, 1000), np.float32)
+    large[2, 899, 999] = 7
+    window.editor.edit(
+        "Add", lambda: window.editor.graph.add("Initializer", "large", parameters={"tensor": Tensor.from_array(large)})
+    )
+    tab = tensor_tab(window, "large")
+    assert "Counting" in tab.facts.text() or "from 0 to 7" in tab.facts.text()
+    qtbot.waitUntil(lambda: "from 0 to 7" in tab.facts.text())
+    assert tab.model.rowCount() == 256 and tab.model.columnCount() == 256
+    for _ in range(5):
+        QTest.mouseClick(tab.row_pager.forth, Qt.MouseButton.LeftButton)
+        QTest.mouseClick(tab.column_pager.forth, Qt.MouseButton.LeftButton)
+    tab.spins[0].setValue(2)
+    assert cells(tab)[-1][-1] == "7" and tab.model.headerData(0, Qt.Orientation.Vertical) == 768
+
+
+def test_nothing_is_read_while_the_tab_is_hidden(window):
+    select(window, "weights")
+    assert pane_of(window).tensor.pages is None
+
+
+def test_a_tensor_that_is_not_there_says_which_file_is_missing(window):
+    from runtime.tensors import AbsentTensor
+    from runtime.types import ElementType
+
+    gone = AbsentTensor(ElementType.FLOAT, (2, 2), "0" * 64, "w", "weights.safetensors")
+    window.editor.edit("Add", lambda: window.editor.graph.add("Initializer", "gone", parameters={"tensor": gone}))
+    tab = tensor_tab(window, "gone")
+    assert "weights.safetensors" in tab.message.text() and not tab.table.isVisible()

@@ -9,7 +9,7 @@ from PySide6.QtWidgets import QTabWidget, QVBoxLayout, QWidget
 from ui.editor import Editor
 from ui.inputs import InputsView
 from ui.parameters import ParametersView
-from ui.tensors import TensorView
+from ui.tensors import TensorsView
 from ui.window import RIGHT, Window
 
 WIDTH = 360
@@ -25,7 +25,7 @@ class PropertiesPane(QWidget):
         self._editor = editor
         self.parameters = ParametersView(editor)
         self.inputs = InputsView(editor)
-        self.tensor = TensorView(editor)
+        self.tensor = TensorsView(editor)
         self.tabs = QTabWidget(documentMode=True)
         self.tabs.setAccessibleName("About the selection")
         for widget, title in ((self.parameters, "Parameters"), (self.inputs, "Inputs"), (self.tensor, "Tensor")):

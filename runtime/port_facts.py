@@ -98,6 +98,7 @@ def facts_of(graph: Graph, ref: PortRef, is_output: bool, findings: list[Finding
 def ports_of(graph: Graph, id: str, findings: list[Finding]) -> list[PortFacts]:
     """All ports of a node in their order, inputs first: declared ones, and each of a variadic one that is in use."""
     node_type = graph.node_type(id)
+    findings = [finding for finding in findings if finding.node == id]
     sources = graph.inputs_of(id)
     wired = list(dict.fromkeys(source.port for source, _ in graph.wires_of(id) if source.node == id))
     found: list[PortFacts] = []

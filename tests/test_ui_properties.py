@@ -13,7 +13,7 @@ from PySide6.QtGui import QMouseEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 
-from runtime.graph import ABSENT, Graph
+from runtime.graph import ABSENT, Graph, PortRef
 from runtime.tensors import Tensor
 from ui.app import application
 from ui.window import Window
@@ -523,3 +523,86 @@ def test_a_tensor_that_is_not_there_says_which_file_is_missing(window):
     window.editor.edit("Add", lambda: window.editor.graph.add("Initializer", "gone", parameters={"tensor": gone}))
     tab = tensor_tab(window, "gone")
     assert "weights.safetensors" in tab.message.text() and not tab.table.isVisible()
+
+
+# -- context help -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def helping(window):
+    QTest.keyClick(window, Qt.Key.Key_H, Qt.KeyboardModifier.ControlModifier)
+    QTest.qWait(20)
+    assert window.panes["Context help"].isVisible()
+    window.editor.canvas.clean_up()
+    window.editor.canvas.fit()
+    QTest.qWait(20)
+    return window.panes["Context help"].widget()
+
+
+def hover(window, place):
+    """Moves the mouse to a place of the scene, from elsewhere."""
+    viewer = window.editor.canvas.viewer
+    spot = viewer.mapFromScene(place)
+    for x in (3, 1, 0):
+        where = QPointF(spot + QPoint(x, 0))
+        glob = QPointF(viewer.viewport().mapToGlobal(spot + QPoint(x, 0)))
+        no = Qt.MouseButton.NoButton
+        move = QMouseEvent(QEvent.Type.MouseMove, where, glob, no, no, Qt.KeyboardModifier.NoModifier)
+        QApplication.sendEvent(viewer.viewport(), move)
+    QTest.qWait(120)
+
+
+def test_help_follows_the_mouse_over_nodes_ports_and_wires(window, helping):
+    canvas = window.editor.canvas
+    hover(window, canvas.item("moe").sceneBoundingRect().center())
+    assert helping.heading.text() == "moe"
+    text = helping.text.toPlainText()
+    assert "Quantized mixture of experts." in text and "router_probs: a required input" in text
+    hover(window, canvas.item("moe").port("router_probs", False).centre())
+    assert helping.heading.text() == "Input moe.router_probs"
+    text = helping.text.toPlainText()
+    assert "required" in text and "[tokens, experts]" in text and "nothing is connected" in text
+    assert "The router's logits for every token" in text
+    pipe = canvas.pipe(PortRef("moe", "input"))
+    hover(window, pipe.mapToScene(pipe.path().pointAtPercent(0.5)))
+    assert helping.heading.text() == "Wire"
+    text = helping.text.toPlainText()
+    assert "float[tokens, 64]" in text and "from x.value" in text and "to moe.input" in text
+
+
+def test_help_can_be_locked_and_follows_edits(window, helping):
+    canvas = window.editor.canvas
+    hover(window, canvas.item("moe").port("router_probs", False).centre())
+    QTest.mouseClick(helping.lock, Qt.MouseButton.LeftButton)
+    hover(window, canvas.item("first").sceneBoundingRect().center())
+    assert helping.heading.text() == "Input moe.router_probs"
+    window.editor.edit("Wire", lambda: window.editor.graph.wire("first.Y", "moe.router_probs"))
+    QTest.qWait(150)
+    assert "from first.Y" in helping.text.toPlainText()
+    QTest.mouseClick(helping.lock, Qt.MouseButton.LeftButton)
+    window.editor.canvas.select(["second"])
+    QTest.qWait(20)
+    assert helping.heading.text() == "second"
+
+
+def test_help_tells_of_what_is_wrong_with_a_wire(window, helping):
+    graph = window.editor.graph
+
+    def change():
+        graph.add("Input", "ids", parameters={"type": "tensor(int64)", "shape": [3]})
+        graph.wire("ids.value", "second.A")
+        graph.wire("x.value", "second.B")
+
+    window.editor.edit("Break", change)
+    QTest.qWait(150)
+    window.editor.canvas.viewer.wire_hovered.emit("second", "B")
+    QTest.qWait(20)
+    assert "expected" in helping.text.toPlainText() and "second.B" in helping.text.toPlainText()
+    helping.show_type("MatMul")
+    QTest.qWait(20)
+    assert "Matrix product" in helping.text.toPlainText()
+    helping.show_type("no.Such")
+    QTest.qWait(20)
+    assert "No operator of this name" in helping.text.toPlainText()
+    QTest.keyClick(window, Qt.Key.Key_H, Qt.KeyboardModifier.ControlModifier)
+    assert not window.panes["Context help"].isVisible()

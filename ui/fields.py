@@ -283,7 +283,6 @@ class TypeField(QComboBox):
         self.line = LineField(parameter, type_named)
         self.setLineEdit(self.line)
         self.setCompleter(None)  # type: ignore[arg-type]
-        self.setFocusProxy(self.line)
         self.line.setPlaceholderText("any")
         self.line.committed.connect(self.committed)
         self.line.problem_changed.connect(self.problem_changed)

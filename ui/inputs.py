@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, QTimer, QUrl
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QTextBrowser, QVBoxLayout, QWidget
 
 from runtime.port_facts import ports_of
@@ -34,13 +35,19 @@ class InputsView(QWidget):
         editor.document_changed.connect(self._later.start)
 
     def follow(self) -> None:
-        """Tells of the ports of the one node that is selected."""
+        """Tells of the ports of the one node that is selected, if the tab is seen."""
+        if not self.isVisible():
+            return
         html = self._html()
         if html != self._shown:
             place = self.text.verticalScrollBar().value()
             self._shown = html
             self.text.setHtml(html)
             self.text.verticalScrollBar().setValue(place)
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
+        super().showEvent(event)
+        self.follow()
 
     def _html(self) -> str:
         graph = self._editor.graph

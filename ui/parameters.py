@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 from PySide6.QtCore import QEvent, QObject, Qt, QTimer, Signal
 from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QSizePolicy, QToolButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import (
+    QCheckBox,
+    QFrame,
+    QGridLayout,
+    QLabel,
+    QScrollArea,
+    QSizePolicy,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from runtime import catalog
 from runtime.drawing.style import blend
@@ -20,9 +30,9 @@ from runtime.node import COMMON_PARAMETERS, OVERRIDE, Parameter
 from runtime.parameter_text import common, default_of, parameters_of, range_text, stepped
 from ui import theme
 from ui.editor import Editor
-from ui.fields import Field, LineField, OpenField, ScrubLabel, TextField, TypeField, field_kind
+from ui.fields import Field, LineField, OpenField, ScrubLabel, TextField, field_kind
 
-LABEL_WIDTH = 150
+LABEL_WIDTH = 146
 _COMMON = {parameter.name: parameter for parameter in COMMON_PARAMETERS}
 _serial = count()
 
@@ -71,6 +81,8 @@ class ParameterRow(QWidget):
         self.label.setWordWrap(True)
         self.label.setBuddy(field)
         self.reset_button = QToolButton(text="×", toolTip=f"Back to the default of {name}")
+        self.reset_button.setStyleSheet("padding: 1px;")
+        self.reset_button.setFixedWidth(18)
         self.reset_button.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.reset_button.setAccessibleName(f"Reset {name}")
         policy = self.reset_button.sizePolicy()
@@ -83,8 +95,8 @@ class ParameterRow(QWidget):
         for told in (self.error, self.text):
             told.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
         layout = QGridLayout(self)
-        layout.setContentsMargins(10, 1, 4, 1)
-        layout.setHorizontalSpacing(6)
+        layout.setContentsMargins(10, 1, 3, 1)
+        layout.setHorizontalSpacing(4)
         layout.setVerticalSpacing(2)
         layout.addWidget(self.label, 0, 0)
         layout.addWidget(field, 0, 1)
@@ -100,7 +112,7 @@ class ParameterRow(QWidget):
         field.problem_changed.connect(self._show_problem)
         if isinstance(field, OpenField):
             field.opened.connect(lambda: self.opened.emit(name))
-        (field.line if isinstance(field, TypeField) else field).installEventFilter(self)
+        field.installEventFilter(self)
         self.reset_button.clicked.connect(self.reset)
         self.label.pressed.connect(field.setFocus)
         self.label.dragged.connect(self._scrub)
@@ -289,6 +301,8 @@ class ParametersView(QScrollArea):
             if is_hidden and all(place.value(graph) is ABSENT for place in places):
                 continue
             is_common = parameter == _COMMON.get(parameter.name)
+            if parameter.name == "name" and len(ids) == 1 and not parameter.required:
+                parameter = replace(parameter, default=ids[0])  # what it is called without
             (shared if is_common else own).append((parameter, places))
         return [("", own), ("Common", shared)]
 
@@ -389,7 +403,7 @@ class ParametersView(QScrollArea):
             told.setStyleSheet(f"color: {theme.css(look.faint)};")
             layout.addWidget(told)
         if any(p.name.endswith(OVERRIDE) for p in (_parameters_in_common(graph, ids) if ids else ())):
-            button = QToolButton(text="Show override fields", checkable=True, checked=self._overrides)
+            button = QCheckBox("Show override fields", checked=self._overrides)
             button.setToolTip("For whoever means the very value that stands for the operator's default")
             button.toggled.connect(self.show_overrides)
             layout.addWidget(button)
@@ -416,7 +430,7 @@ class ParametersView(QScrollArea):
         """Puts the focus into the first field."""
         self.follow()
         for row in self.rows.values():
-            if row.field.focusPolicy() != Qt.FocusPolicy.NoFocus or isinstance(row.field, TypeField):
+            if row.field.focusPolicy() != Qt.FocusPolicy.NoFocus:
                 row.field.setFocus(Qt.FocusReason.ShortcutFocusReason)
                 return
 

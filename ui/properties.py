@@ -12,7 +12,7 @@ from ui.parameters import ParametersView
 from ui.tensors import TensorsView
 from ui.window import RIGHT, Window
 
-WIDTH = 360
+WIDTH = 380
 
 
 class PropertiesPane(QWidget):

@@ -72,9 +72,10 @@ class Window(QMainWindow):
 
     def _install(self) -> None:
         # They know this module.
-        from ui import properties
+        from ui import help, properties
 
         properties.install(self)
+        help.install(self)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

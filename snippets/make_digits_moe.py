@@ -41,23 +41,23 @@ def classifier(name: str, doc: str, weights: dict[str, np.ndarray], *, quantized
     """x -> router -> experts -> classifier -> logits, and the loss beside y."""
     graph = Graph(name, opsets={"": 21, "com.microsoft": 1})
     graph.set("", "doc", doc, section="info")
-    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["images", PIXELS]}, layout=at(0, 0))
-    graph.add("Input", "y", parameters={"type": "tensor(int64)", "shape": ["images"]}, layout=at(5, 1))
-    for row, (id, array) in enumerate(weights.items()):
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["images", PIXELS]})
+    graph.add("Input", "y", parameters={"type": "tensor(int64)", "shape": ["images"]})
+    for id, array in weights.items():
         parameters: dict[str, object] = {"tensor": Tensor.from_array(array)}
         if array.dtype == np.float32:
             parameters["training_type"] = TRAINED
-        graph.add("Initializer", id, parameters=parameters, layout=at(1, row + 2))
+        graph.add("Initializer", id, parameters=parameters)
     settings = {"k": TOP, "activation_type": "swiglu", "swiglu_fusion": 1, "normalize_routing_weights": 1}
     if quantized:
         settings |= {"expert_weight_bits": BITS, "block_size": BLOCK}
-    graph.add("MatMul", "router", layout=at(1, 1))
-    graph.add("com.microsoft.QMoE" if quantized else "com.microsoft.MoE", "moe", parameters=settings, layout=at(2, 0))
-    graph.add("Gemm", "classifier", layout=at(4, 0))
-    graph.add("qmoe.loss.SparseCategoricalCrossentropy", "entropy", parameters={"from_logits": True}, layout=at(6, 0))
-    graph.add("qmoe.loss.LoadBalancing", "balance", parameters={"k": TOP}, layout=at(2, 1))
+    graph.add("MatMul", "router")
+    graph.add("com.microsoft.QMoE" if quantized else "com.microsoft.MoE", "moe", parameters=settings)
+    graph.add("Gemm", "classifier")
+    graph.add("qmoe.loss.SparseCategoricalCrossentropy", "entropy", parameters={"from_logits": True})
+    graph.add("qmoe.loss.LoadBalancing", "balance", parameters={"k": TOP})
     for id, source in (("logits", "classifier.Y"), ("loss", "entropy.loss"), ("balance_loss", "balance.loss")):
-        graph.add("Output", id, layout=at(7, len(graph.nodes) % 3))
+        graph.add("Output", id)
         graph.wire(source, f"{id}.value")
     wires = {
         "router.A": "x.value",
@@ -75,11 +75,6 @@ def classifier(name: str, doc: str, weights: dict[str, np.ndarray], *, quantized
     for target, source in wires.items():
         graph.wire(source, target)
     return graph
-
-
-def at(column: int, row: int) -> dict[str, object]:
-    """A place on the diagram."""
-    return {"position": [320 * column, 120 * row]}
 
 
 def first_weights() -> dict[str, np.ndarray]:
@@ -169,7 +164,8 @@ def main() -> None:
         section="info",
     )
     for graph in (floats, coarse, tuned):
-        save(graph, folder / f"{graph.name}.yaml")
+        for form in ("yaml", "png"):
+            save(graph, folder / f"{graph.name}.{form}")
         shares = f"{right(graph, training):.2%} of the training split, {right(graph, test):.2%} of the test split"
         print(f"{graph.name}: {shares}")
 

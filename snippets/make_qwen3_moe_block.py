@@ -51,27 +51,27 @@ def block(quantized: Any, router: np.ndarray) -> Graph:
     graph = Graph(NAME, opsets={"": 23, "com.microsoft": 1})
     graph.set("", "doc", DOC, section="info")
     tokens = {"type": "tensor(float)", "shape": ["tokens", len(router)]}
-    graph.add("Input", "x", parameters=tokens, layout={"position": [0, 0]})
-    add_tensor(graph, "router_weight", router, "trainable weight", row=1)
-    graph.add("MatMul", "router", layout={"position": [320, 80]})
+    graph.add("Input", "x", parameters=tokens)
+    add_tensor(graph, "router_weight", router, "trainable weight")
+    graph.add("MatMul", "router")
     graph.wire("x.value", "router.A")
     graph.wire("router_weight.value", "router.B")
-    graph.add(QMOE, "moe", parameters=node_type.to_parameters(attributes), layout={"position": [640, 0]})
+    graph.add(QMOE, "moe", parameters=node_type.to_parameters(attributes))
     graph.wire("x.value", "moe.input")
     graph.wire("router.Y", "moe.router_probs")
     tensors = [port.name for port in node_type.inputs[2:] if f"in.{port.name}" in quantized]
-    for row, port in enumerate(tensors, 2):
-        add_tensor(graph, port, quantized[f"in.{port}"], "frozen weight", row)
+    for port in tensors:
+        add_tensor(graph, port, quantized[f"in.{port}"], "frozen weight")
         graph.wire(f"{port}.value", f"moe.{port}")
-    graph.add("Output", "y", layout={"position": [960, 0]})
+    graph.add("Output", "y")
     graph.wire("moe.output", "y.value")
     return graph
 
 
-def add_tensor(graph: Graph, id: str, array: np.ndarray, training_type: str, row: int) -> None:
-    """Adds an initializer, below the others."""
+def add_tensor(graph: Graph, id: str, array: np.ndarray, training_type: str) -> None:
+    """Adds an initializer."""
     parameters = {"tensor": Tensor.from_array(array), "training_type": training_type}
-    graph.add("Initializer", id, parameters=parameters, layout={"position": [0, 160 * row]})
+    graph.add("Initializer", id, parameters=parameters)
 
 
 def write_data(path: Path, arrays: dict[str, np.ndarray]) -> None:
@@ -93,7 +93,8 @@ def main(quantized_path: str, checkpoint: str, folder: str = str(Path(__file__).
         print(f"{backend}: largest difference from torch {error:.1e} of the largest output")
         if error > LARGEST_ERROR:
             sys.exit(f"{backend} is further than {LARGEST_ERROR} from torch's output: nothing was written.")
-    save(graph, Path(folder) / f"{NAME}.yaml")
+    for form in ("yaml", "png"):
+        save(graph, Path(folder) / f"{NAME}.{form}")
     write_data(Path(folder) / f"{NAME}.data.npz", {"x": tokens, "y": expected})
 
 

@@ -1,7 +1,13 @@
-"""Tests run without a screen, and leave their user's settings alone."""
+"""Every test: windows are drawn off the screen, and what the editor remembers goes to a folder of the test run."""
+
+from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
-os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
-os.environ.setdefault("XDG_CONFIG_HOME", tempfile.mkdtemp(prefix="qmoe-tests-"))
+os.environ["QT_QPA_PLATFORM"] = "offscreen"
+os.environ["QT_PREFERRED_BINDING"] = "PySide6"
+_home = Path(tempfile.mkdtemp(prefix="qmoe-tests-"))
+for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "QMOE_STATE_FOLDER"):
+    os.environ[name] = str(_home / name.lower())

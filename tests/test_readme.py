@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.check import check
+from runtime.snippets import commands as snippet_commands
 from runtime.snippets import loads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +52,7 @@ def test_every_file_has_its_line_in_the_architecture() -> None:
     listed = set(re.findall(r"^- `([^`]+\.py)`:", text, re.MULTILINE))
     files = {
         str(path.relative_to(ROOT).as_posix())
-        for package in ("runtime", "qmoe_node")
+        for package in ("runtime", "qmoe_node", "ui")
         for path in (ROOT / package).rglob("*.py")
     }
     assert listed == files
@@ -73,3 +74,19 @@ def test_every_option_has_its_line_on_the_page_of_the_command_line() -> None:
         for parameter in command.params:
             options = [option for option in parameter.opts if option.startswith("--") and option != "--help"]
             assert all(f"`{option}" in sections[name] for option in options), (name, options)
+
+
+def test_pictures_hold_the_graphs_that_they_show() -> None:
+    """Every snippet has a picture, equal to it; and no picture in the docs that holds a graph has been spoiled."""
+    snippets = {path.stem for path in (ROOT / "snippets").glob("*.yaml")}
+    assert snippets == {path.stem for path in (ROOT / "snippets").glob("*.png")}
+    assert not snippet_commands.check([ROOT / "snippets", ROOT / "docs"], as_json=False)
+
+
+def test_a_spoiled_picture_is_found(tmp_path: Path) -> None:
+    for name in ("digits_moe.png", "digits_moe.yaml", "digits_moe.safetensors"):
+        shutil.copy(ROOT / "snippets" / name, tmp_path)
+    assert not snippet_commands.check([tmp_path], as_json=False)
+    text = (tmp_path / "digits_moe.yaml").read_text()
+    (tmp_path / "digits_moe.yaml").write_text(text.replace("k: 2", "k: 1", 1))
+    assert snippet_commands.check([tmp_path], as_json=False)

@@ -1,4 +1,1 @@
-"""The editor: a view of `runtime.graph` that knows no tensor arithmetic.
-
-It arrives with the next release. Nothing headless imports it.
-"""
+"""The editor: a view of `runtime.graph` that knows no tensor arithmetic. Nothing headless imports it."""

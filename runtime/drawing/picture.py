@@ -12,7 +12,7 @@ from runtime.drawing.scene import Scene, scene_of
 from runtime.drawing.style import THEMES
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph
-from runtime.snippets.pictures import write_picture
+from runtime.snippets.pictures import content_of, encode_content, write_picture
 from runtime.snippets.raster import MAXIMUM_PIXELS, MAXIMUM_SIDE
 
 LEAST_SCALE, MOST_SCALE = 1.0, 4.0
@@ -55,6 +55,12 @@ def caption(scene: Scene) -> str:
     count = len(scene.boxes)
     parts = [scene.name, f"{count} node{'' if count == 1 else 's'}", "drop this picture on the canvas of QMoE Studio"]
     return " · ".join(part for part in parts if part)
+
+
+def encoded_picture(graph: Graph, *, theme: str = "light", scale: float = 2.0) -> bytes:
+    """A PNG file with a picture of a graph that carries it. GraphError if the graph is too large for one."""
+    content = content_of(graph)
+    return encode_content(content, render(graph, theme=theme, scale=scale, samples=content.samples))
 
 
 def save_picture(

@@ -222,6 +222,14 @@ def _pill(graph: Graph, state: NodeState, node_type: type[Node], severity: Sever
     )
 
 
+def port_names(graph: Graph, id: str, *, every_port: bool = False) -> tuple[list[str], list[str]]:
+    """The inputs and outputs that a node's box shows, without looking at any type."""
+    state, node_type = graph.nodes[id], graph.node_type(id)
+    if node_type is not None and not node_type.is_operator:
+        return [port.name for port in node_type.inputs], [port.name for port in node_type.outputs]
+    return _inputs(graph, state, every_port), _outputs(graph, state, every_port)
+
+
 def _inputs(graph: Graph, state: NodeState, every_port: bool) -> list[str]:
     """The inputs that are shown: those with a wire, those that need one, or all, and one more of each variadic one."""
     connected = graph.inputs_of(state.id)

@@ -14,7 +14,7 @@ from NodeGraphQt import BaseNode, NodeGraph
 from NodeGraphQt.base.port import Port
 from PySide6.QtCore import QObject, QPointF, QRectF, QTimer, Signal
 
-from runtime.drawing.scene import arranged, box_of, stored_position, worst_findings
+from runtime.drawing.scene import arranged, box_of, port_names, positions, stored_position, worst_findings
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import Add, Cut, Edit, Graph, PortRef, Remove, Set, Wire
 from ui.canvas.items import OUT, NodeItem, PipeItem, PortItem
@@ -63,7 +63,6 @@ class Canvas(QObject):
         self.library.set_acyclic(False)
         self.graph = Graph()
         self._end_listening: Callable[[], None] = lambda: None
-        self._stale: set[str] = set()
         self._timer = QTimer(self, singleShot=True, interval=CHECK_AFTER)
         self._timer.timeout.connect(self.refresh)
         self._selected: list[str] = []
@@ -97,14 +96,11 @@ class Canvas(QObject):
             self.viewer.scene().blockSignals(False)
             self.viewer.setUpdatesEnabled(True)
         self._end_listening = graph.listen(self._hear)
-        self._stale.clear()
         self._show_findings()
         self._selection_changed()
 
     def places(self) -> dict[str, tuple[float, float]]:
         """Where every node stands: where the document says, and for the others, where a layout puts them."""
-        from runtime.drawing.scene import positions
-
         boxes = {id: box_of(self.graph, id, every_port=True) for id in self.graph.nodes}
         return positions(self.graph, boxes)
 
@@ -150,10 +146,13 @@ class Canvas(QObject):
                 self._remove(id)
             case Wire(source, target):
                 self._fit_ports(target.node, source.node)
-                self._join(source, target)
+                if self._pipe(target) is None:
+                    self._join(source, target)
             case Cut(target):
+                pipe = self._pipe(target)
+                source_node = pipe.output_port.node.id if pipe is not None else ""
                 self._unjoin(target)
-                self._stale.add(target.node)
+                self._fit_ports(target.node, source_node)
             case Set(node, "layout", "position") if node:
                 moved, item = stored_position(self.graph.nodes[node]), self.item(node)
                 if item is not None and moved is not None:
@@ -208,7 +207,6 @@ class Canvas(QObject):
         node = self.library.model.nodes.pop(id)
         node._graph = None
         self.viewer._node_positions.pop(item, None)
-        self._stale.discard(id)
 
     def _fit_ports(self, *ids: str) -> None:
         """Shows nodes anew; where ports came or went, their wires are laid again."""
@@ -216,9 +214,9 @@ class Canvas(QObject):
             node = self.library.model.nodes.get(id)
             if node is None:
                 continue
-            before = [p.model.name for p in (*node._inputs, *node._outputs)]
-            self._give_ports(node)
-            if before != [p.model.name for p in (*node._inputs, *node._outputs)]:
+            before = [p.model.name for p in node._inputs], [p.model.name for p in node._outputs]
+            if before != port_names(self.graph, id, every_port=True):
+                self._give_ports(node)
                 for source, target in self.graph.wires_of(id):
                     other = source.node if target.node == id else target.node
                     self._forget(id, other)
@@ -301,13 +299,13 @@ class Canvas(QObject):
             box = box_of(self.graph, node.model.id, every_port=True, worst=self._severities)
             if box != node.view.box:
                 self._fit_ports(node.model.id)
+                node.view.show_box(box)
         for pipe in self.pipes():
             source = PortRef(pipe.output_port.node.id, pipe.output_port.name)
             broken = self._severities.get((pipe.input_port.node.id, pipe.input_port.name)) is Severity.ERROR
             value = self.graph.checker.type_of(source)
             if pipe.value != value or pipe.broken != broken:
                 pipe.show_value(value, broken)
-        self._stale.clear()
         self.checked.emit(findings)
 
     def pipes(self) -> list[PipeItem]:
@@ -341,15 +339,25 @@ class Canvas(QObject):
 
     def edit(self, label: str, change: Callable[[], Any], merge: str = "") -> bool:
         """Makes an edit as one undo step; what stops it is told, and nothing has changed then."""
+        made = False
         try:
             with self.graph.transaction(label, merge):
                 change()
+            made = True
         except GraphError as error:
             self.edit_failed.emit(str(error))
-            return False
         finally:
+            if not made:
+                self._put_back()
             self.reconcile()
-        return True
+        return made
+
+    def _put_back(self) -> None:
+        """Moves nodes to where the document has them: a gesture moved them, and its edit was not made."""
+        for id, item in self._items().items():
+            place = stored_position(self.graph.nodes[id])
+            if place is not None:
+                item.setPos(*place)
 
     def _why_not(self, start: PortItem, end: PortItem) -> str | None:
         if start.port_type == end.port_type:
@@ -363,10 +371,19 @@ class Canvas(QObject):
             self.move({id: (x, y) for id, (x, y) in moved.items()})
 
     def move(self, places: Mapping[str, tuple[float, float]], label: str = "", merge: str = "") -> None:
-        """Puts nodes at places, in one undo step."""
+        """Puts nodes at places, in one undo step.
+
+        Nodes that the document gives no place keep the one that they are shown at: a layout made anew without those
+        that were moved would be another.
+        """
+        shown = {
+            id: (item.x(), item.y())
+            for id, item in self._items().items()
+            if id not in places and stored_position(self.graph.nodes[id]) is None
+        }
 
         def change() -> None:
-            for id, (x, y) in places.items():
+            for id, (x, y) in (shown | dict(places)).items():
                 self.graph.set(id, "position", [round(x, 1), round(y, 1)], section="layout")
 
         count = len(places)

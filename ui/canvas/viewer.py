@@ -20,6 +20,7 @@ from PySide6.QtGui import (
     QKeyEvent,
     QPainter,
     QResizeEvent,
+    QTransform,
     QWheelEvent,
 )
 from PySide6.QtWidgets import QGraphicsItem, QGraphicsView, QToolTip, QWidget
@@ -117,7 +118,11 @@ class Viewer(NodeViewer):
         QGraphicsView.resizeEvent(self, event)
 
     def _update_scene(self) -> None:
-        super()._update_scene()
+        """Shows `_scene_range`. (Theirs leaves a margin of two pixels, so that the zoom creeps with every call.)"""
+        size, shown = self.viewport().size(), self._scene_range
+        zoom = min(max(1, size.width()) / shown.width(), max(1, size.height()) / shown.height())
+        self.setTransform(QTransform.fromScale(zoom, zoom))
+        self.setSceneRect(shown)
         self.moved_view.emit()
 
     def _combined_rect(self, nodes: Sequence[QGraphicsItem]) -> QRectF:

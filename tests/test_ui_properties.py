@@ -606,3 +606,50 @@ def test_help_tells_of_what_is_wrong_with_a_wire(window, helping):
     assert "No operator of this name" in helping.text.toPlainText()
     QTest.keyClick(window, Qt.Key.Key_H, Qt.KeyboardModifier.ControlModifier)
     assert not window.panes["Context help"].isVisible()
+
+
+def test_random_typing_selecting_undoing_and_editing_leave_no_stray_values(window):
+    """Every value that reaches the document was typed while its own node was shown; undo takes all of it back."""
+    import random
+
+    chance = random.Random(7)
+    graph = window.editor.graph
+    start = graph.copy()
+    nodes = ["moe", "first", "second", "third", "bits", "weights", "x"]
+    for _ in range(150):
+        rows = pane_of(window).parameters.rows
+        row = chance.choice(list(rows.values()))
+        match chance.randrange(7):
+            case 0:
+                window.editor.canvas.select(chance.sample(nodes, chance.choice([0, 1, 1, 1, 2])))
+            case 1 | 2 if hasattr(row.field, "placeholderText") and hasattr(row.field, "commit"):
+                row.field.setFocus()
+                QTest.keyClicks(row.field, chance.choice(["3", "0.5", "x", "-", "tokens"]))
+                if chance.random() < 0.6:
+                    QTest.keyClick(row.field, chance.choice([Qt.Key.Key_Return, Qt.Key.Key_Tab, Qt.Key.Key_Escape]))
+            case 3:
+                row.reset()
+            case 4:
+                window.editor.undo()
+            case 5:
+                window.editor.redo()
+            case _:
+                window.editor.set_parameter("second", "alpha", chance.random())
+        QTest.qWait(1)
+        for id in nodes:
+            declared = graph.node_type(id)
+            assert all(declared.parameter(name) is not None for name in graph.nodes[id].parameters), id
+    window.editor.canvas.viewer.setFocus()
+    while graph.undo_labels:
+        window.editor.undo()
+    assert graph == start
+
+
+def test_the_theme_can_change_under_the_pane(window):
+    rows = select(window, "moe")
+    write(rows["k"], "nine", end=Qt.Key.Key_Return)
+    window.toggle_theme()
+    QTest.qWait(100)
+    rows = pane_of(window).parameters.rows
+    assert rows["k"].field.text() == "2"
+    window.toggle_theme()

@@ -35,6 +35,7 @@ from ui.fields import Field, LineField, OpenField, ScrubLabel, TextField, field_
 LABEL_WIDTH = 146
 _COMMON = {parameter.name: parameter for parameter in COMMON_PARAMETERS}
 _serial = count()
+_MIDDLE = Qt.AlignmentFlag.AlignVCenter
 
 GRAPH_NAME = Parameter(str, default="", attribute=None, name="name", doc="What the graph is called.")
 GRAPH_DOC = Parameter(str, default="", attribute=None, name="doc", doc="What the graph is for.")
@@ -98,7 +99,7 @@ class ParameterRow(QWidget):
         layout.setContentsMargins(10, 1, 3, 1)
         layout.setHorizontalSpacing(4)
         layout.setVerticalSpacing(2)
-        layout.addWidget(self.label, 0, 0)
+        layout.addWidget(self.label, 0, 0, Qt.AlignmentFlag.AlignTop if isinstance(field, TextField) else _MIDDLE)
         layout.addWidget(field, 0, 1)
         layout.addWidget(self.reset_button, 0, 2, Qt.AlignmentFlag.AlignTop)
         layout.addWidget(self.error, 1, 0, 1, 2)
@@ -256,7 +257,7 @@ class ParametersView(QScrollArea):
         editor.selection_changed.connect(lambda ids: self._later.start())
         editor.document_changed.connect(self._on_document)
         editor.edited.connect(self._hear)
-        editor.checked.connect(self._show_findings)
+        editor.checked.connect(self._on_checked)
         self.follow()
 
     # -- following ----------------------------------------------------------------------------------------------------
@@ -277,8 +278,9 @@ class ParametersView(QScrollArea):
         wanted = self._wanted()
         signature = [(title, [(p, places) for p, places in rows]) for title, rows in wanted]
         kinds = [[row_field(self._editor.graph, p, places) for p, places in rows] for _, rows in wanted]
-        if (signature, kinds) != self._signature:
-            self._signature = (signature, kinds)
+        made_for = (signature, kinds, theme.current().name)
+        if made_for != self._signature:
+            self._signature = made_for
             self._build(wanted)
         else:
             for row in self.rows.values():
@@ -354,7 +356,7 @@ class ParametersView(QScrollArea):
         layout = QVBoxLayout(outer)
         layout.setContentsMargins(0, 8, 0, 0)
         layout.setSpacing(2)
-        fold = QToolButton(text=title, checkable=True, checked=self._is_open)
+        fold = QToolButton(text=title)
         fold.setAccessibleName(f"Section {title}")
         fold.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         fold.setFont(theme.font(12, bold=True))
@@ -364,7 +366,7 @@ class ParametersView(QScrollArea):
             fold.setArrowType(Qt.ArrowType.DownArrow if is_open else Qt.ArrowType.RightArrow)
             inner.setVisible(is_open)
 
-        fold.toggled.connect(show)
+        fold.clicked.connect(lambda: show(not self._is_open))
         layout.addWidget(fold)
         layout.addWidget(inner)
         show(self._is_open)
@@ -413,6 +415,10 @@ class ParametersView(QScrollArea):
         """Shows the fields whose value is exported as it is, beside those whose 0 stands for the default."""
         self._overrides = shown
         self._later.start()
+
+    def _on_checked(self, findings: list[Finding]) -> None:
+        self._show_findings(findings)
+        self._later.start()  # also told when the theme has changed
 
     def _show_findings(self, findings: list[Finding]) -> None:
         for row in self.rows.values():

@@ -72,7 +72,6 @@ class Pager(QWidget):
         self._what = what
         self.start = self._total = 0
         self._text = QLabel()
-        self._text.setStyleSheet(f"color: {theme.css(theme.current().faint)};")
         self.back = QToolButton(text="<")
         self.forth = QToolButton(text=">")
         self.back.setAccessibleName(f"Earlier {what}")
@@ -98,6 +97,7 @@ class Pager(QWidget):
         self.turned.emit()
 
     def _tell(self) -> None:
+        self._text.setStyleSheet(f"color: {theme.css(theme.current().faint)};")
         last = min(self.start + PAGE, self._total) - 1
         self._text.setText(f"{self._what} {self.start:,} to {last:,} of {self._total:,}")
         self.back.setEnabled(self.start > 0)

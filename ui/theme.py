@@ -107,7 +107,7 @@ def _sheet(theme: Theme) -> str:
     QTabBar::tab {{ padding: 5px 12px; border: none; }}
     QTabBar::tab:selected {{ border-bottom: 2px solid {css(theme.selected)}; }}
     QLineEdit, QSpinBox, QComboBox {{ padding: 2px 4px; }}
-    QLineEdit {{ border: 1px solid {line}; border-radius: 3px; }}
-    QLineEdit:focus {{ border-color: {css(theme.selected)}; }}
+    QScrollArea QPlainTextEdit, QLineEdit {{ border: 1px solid {line}; border-radius: 3px; }}
+    QScrollArea QPlainTextEdit:focus, QLineEdit:focus {{ border-color: {css(theme.selected)}; }}
     QComboBox QLineEdit, QAbstractSpinBox QLineEdit {{ border: none; }}
     """

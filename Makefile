@@ -3,13 +3,14 @@
 
 BIN := .venv/bin
 RUN_STAMP := .venv/.installed
+UI_STAMP := .venv/.installed-ui
 DEV_STAMP := .venv/.installed-dev
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 
 # A .venv that was copied along with the folder, or whose Python is gone, still has stamps, but does not work here.
 ifneq ($(wildcard $(RUN_STAMP)),)
 ifneq ($(shell cat $(RUN_STAMP)) $(shell $(BIN)/python -c 'print("runs")' 2>&1),$(CURDIR) runs)
-$(shell rm -f $(RUN_STAMP) $(DEV_STAMP))
+$(shell rm -f $(RUN_STAMP) $(UI_STAMP) $(DEV_STAMP))
 endif
 endif
 
@@ -20,8 +21,17 @@ endif
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: $(RUN_STAMP) ## run mixtures of experts on real input, on both backends
+# Windows can be shown where a display is named, and on macOS.
+SHOWS := $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname -s)))
+
+run: $(if $(SHOWS),$(UI_STAMP),$(RUN_STAMP)) ## open the editor on a tuned classifier; without a display, run it in the terminal
+ifneq ($(SHOWS),)
+	@echo 'There is a display: opening snippets/digits_moe.yaml in the editor. Without one: qmoe demo.'
+	@$(BIN)/qmoe edit snippets/digits_moe.yaml
+else
+	@echo 'There is no display (neither DISPLAY nor WAYLAND_DISPLAY is set): running in the terminal what the editor would show.'
 	@$(BIN)/qmoe demo --picture digits_experts.png
+endif
 
 test: $(DEV_STAMP) ## check style and types, and run the tests
 	$(BIN)/python -m ruff check --quiet .
@@ -87,6 +97,11 @@ endef
 $(RUN_STAMP): pyproject.toml
 	$(call SET_UP,.)
 	@echo '$(CURDIR)' > $@
+
+$(UI_STAMP): pyproject.toml
+	$(call SET_UP,.[ui])
+	@echo '$(CURDIR)' > $(RUN_STAMP)
+	@touch $@
 
 $(DEV_STAMP): pyproject.toml
 	$(call SET_UP,.[dev])

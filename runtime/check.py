@@ -99,6 +99,7 @@ class Checker:
         self._surroundings = surroundings
         self._results: dict[str, _Result] = {}
         self._stale: set[str] = set(graph.nodes)
+        self._examined: set[str] = set()
         self._nesting: set[str] = set()
         self._bodies: dict[tuple[str, str], _Body] = {}  # by node and parameter
         self._wires = dict(graph.wires)
@@ -115,6 +116,12 @@ class Checker:
             own = [finding for id in self._graph.nodes for finding in self._results[id].findings]
             self._findings = own + list(self._of_the_whole())
         return list(self._findings)
+
+    def take_examined(self) -> set[str]:
+        """The nodes that were looked at since this was last asked: all of whom anything may be known that was not."""
+        self._refresh()
+        examined, self._examined = self._examined, set()
+        return examined
 
     def type_of(self, source: PortRef | str) -> ValueType:
         """What is known of the type of an output; `UNKNOWN` if nothing is."""
@@ -215,6 +222,7 @@ class Checker:
                 if id not in stale:
                     continue
                 stale.discard(id)
+                self._examined.add(id)
                 before = self._results.get(id)
                 after = self._results[id] = self._examine(id)
                 if before is None or before.types != after.types or before.values != after.values:

@@ -417,6 +417,22 @@ def fuzz_snippets(
 
 
 @app.command()
+def edit(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="a .yaml or .png snippet or an .onnx model")
+    ] = None,
+    theme: Annotated[
+        Literal["light", "dark"] | None, typer.Option(help="colours [default: as last time, or the desktop's]")
+    ] = None,
+) -> None:
+    """Open the editor."""
+    from importlib.metadata import entry_points
+
+    (editor,) = entry_points(group="qmoe.editor")  # what is headless does not know the editor
+    raise typer.Exit(editor.load()(file, theme))
+
+
+@app.command()
 def demo(
     picture: Annotated[Path | None, typer.Option(help="draw which expert sees which digit into this .png")] = None,
 ) -> None:

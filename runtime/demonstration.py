@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -11,13 +10,13 @@ import numpy as np
 from rich.table import Table
 
 from runtime.arrays import read_arrays
-from runtime.errors import FileError
 from runtime.expert_map import save_map
 from runtime.files import load
 from runtime.graph import Graph
 from runtime.reports import console, forward, times_table
 from runtime.routing import Routing, given_to, mixtures, routing_of
 from runtime.session import Session
+from runtime.shipped import snippets_folder
 from runtime.training.metrics import accuracy
 
 BACKENDS: tuple[Literal["onnxruntime", "numpy"], ...] = ("onnxruntime", "numpy")
@@ -138,17 +137,6 @@ def _operator(graph: Graph, id: str) -> str:
 
 def _is_unicode() -> bool:
     return (console.encoding or "").lower().startswith("utf")
-
-
-def snippets_folder() -> Path:
-    """Where the snippets are that come along: in the checkout, or inside the installed package."""
-    checkout = Path(__file__).parent.parent / "snippets"
-    if (checkout / f"{SNIPPET}.yaml").is_file():
-        return checkout
-    installed = Path(str(resources.files("qmoe_node") / "snippets"))
-    if not (installed / f"{SNIPPET}.yaml").is_file():
-        raise FileError(installed / f"{SNIPPET}.yaml", "is not there; the installation is incomplete.")
-    return installed
 
 
 def _routing_table(routing: Routing) -> Table:

@@ -47,6 +47,9 @@ class _Absent:
     def __repr__(self) -> str:
         return "ABSENT"
 
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
 
 ABSENT: Final = _Absent()
 
@@ -260,6 +263,12 @@ class Graph:
         twin._order = self._order
         twin._nested = set(self._nested)
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What crosses to another process: the content, no history and no listeners."""
+        twin = self.copy()
+        twin._order = None
+        return vars(twin)
 
     # -- what may be wired --------------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import Any
 from runtime.graph import Graph, NodeState, PortRef
 from runtime.node import Node
 
+MOST_ASKED = 1024
+"""A larger number of outputs is taken for a mistake."""
 UNKNOWN_INPUT, UNKNOWN_OUTPUT = "input", "output"
 """The ports of a node of unknown type are input.0, input.1, ... and output.0, output.1, ..."""
 
@@ -51,7 +53,7 @@ def outputs_in_use(graph: Graph, state: NodeState, node_type: type[Node] | None)
     for port in node_type.outputs:
         if port.variadic:
             indices = [index_of(name) + 1 for name in wired if belongs(name, port.name)]
-            count = max([port.minimum, named - len(ports), *indices])
+            count = max([port.minimum, named - len(ports), _asked_for(state), *indices])
             ports += [f"{port.name}.{index}" for index in range(count)]
         else:
             ports.append(port.name)
@@ -61,6 +63,12 @@ def outputs_in_use(graph: Graph, state: NodeState, node_type: type[Node] | None)
             break
         ports.pop()
     return tuple(ports)
+
+
+def _asked_for(state: NodeState) -> int:
+    """How many outputs a node's parameters ask for (Split's num_outputs); 0 if they do not say."""
+    number = state.parameters.get("num_outputs")
+    return number if isinstance(number, int) and not isinstance(number, bool) and 0 < number <= MOST_ASKED else 0
 
 
 def own_name(state: NodeState, index: int) -> str:

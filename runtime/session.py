@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from runtime.backends.control import Control, Placement, Progress
+from runtime.backends.control import Announce, Control, Placement, Progress
 from runtime.backends.inputs import Acceptor
 from runtime.check import Checker
 from runtime.compile import compile_graph
@@ -117,6 +117,8 @@ class Session:
             if state.type == Output.type_name()
         }
         """Types of the outputs by name, as far as they are known before a run."""
+        self.announce: Announce | None = None
+        """Called with the ids of the nodes that run next, right before they do, in a run that reports progress."""
         self.last_run = Run()
         self._lock = threading.RLock()
         self._checks = [finding for finding in found if finding.severity is not Severity.ERROR]
@@ -189,7 +191,7 @@ class Session:
             if prepared.keeps:
                 prepared.kept = feeds, dict(zip(names, results, strict=True))
             return dict(zip(self._wanted, results, strict=False))
-        control = Control(progress, cancel, {} if times else None)
+        control = Control(progress, cancel, {} if times else None, announce=self.announce)
         asked = _ports(probes)
         watched = prepared.watched() if check_numerics else []
         values = prepared.values(feeds, self._wanted, [*asked, *watched], control)
@@ -229,7 +231,7 @@ class Session:
         prepared, feeds = self._last
         names = self._wanted_gradients(wanted)
         asked = _ports(probes)
-        control = Control(progress, cancel, {} if times else None)
+        control = Control(progress, cancel, {} if times else None, announce=self.announce)
         with self._lock:
             found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
         if progress is not None:

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakValueDictionary
+from typing import Any
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 
 from runtime.errors import FileError, Finding, GraphError
 from runtime.types import ElementType, TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in which file a tensor's bytes lie, and by what a change of the file is noticed: its size and its time."""
+
+    path: str
+    offset: int
+    size: int
+    modified: int
+
+    def is_current(self) -> bool:
+        """Whether the file is still the one that was mapped."""
+        try:
+            status = os.stat(self.path)
+        except OSError:
+            return False
+        return (status.st_size, status.st_mtime_ns) == (self.size, self.modified)
 
 
 class Tensor:
@@ -20,6 +42,9 @@ class Tensor:
     The layout is ONNX's `raw_data`. Strings have no bytes: they are held as an object array of `str` (or `bytes`
     where they are not UTF-8). Tensors are compared by content and never change; arrays that they hand out are
     read-only views where that is possible without a copy.
+
+    A pickled tensor that is mapped from a file is the name of the file, not its bytes; FileError where it is read if
+    the file has changed by then.
     """
 
     __slots__ = ("_data", "_digest", "element", "shape")
@@ -62,12 +87,7 @@ class Tensor:
             raise FileError(path, f"holds {status.st_size} bytes; a tensor needs bytes {offset} to {offset + size}")
         data: np.ndarray = np.empty(0, np.uint8)
         if size:
-            # One mapping serves all tensors of a file: each takes one of the few files that a process may have open.
-            key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-            mapping = _mappings.get(key)
-            if mapping is None:
-                mapping = _mappings[key] = np.memmap(path, np.uint8, "r")
-            data = mapping[offset : offset + size]
+            data = map_file(path)[offset : offset + size]
         return cls(element, shape, data)
 
     @property
@@ -96,6 +116,20 @@ class Tensor:
     def file(self) -> Path | None:
         """The file that the elements are mapped from."""
         return Path(str(self._data.filename)) if isinstance(self._data, np.memmap) and self._data.filename else None
+
+    @property
+    def place(self) -> Place | None:
+        """Where the elements lie, if that is a mapped file that has not changed since."""
+        if not isinstance(self._data, np.memmap):
+            return None
+        mapping = self._data._mmap  # type: ignore[attr-defined]
+        found = _places.get(mapping) if mapping is not None else None
+        if found is None:
+            return None
+        path, size, modified = found
+        start = self._data.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+        place = Place(path, start, size, modified)
+        return place if place.is_current() else None
 
     def raw(self) -> np.ndarray:
         """The elements' bytes, flat uint8, no copy. TypeError for strings."""
@@ -139,6 +173,18 @@ class Tensor:
             self._data is other._data or bool(np.array_equal(self._data, other._data))
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        place = self.place
+        if place is not None:
+            return _mapped_again, (place, self.element, self.shape)
+        return Tensor, (self.element, self.shape, self._data.view(np.ndarray))
+
+    def __copy__(self) -> Tensor:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Tensor:
+        return self
+
     def __hash__(self) -> int:
         return hash((self.element, self.shape))
 
@@ -163,6 +209,9 @@ class AbsentTensor(Tensor):
         self._digest = digest.lower()
         self.name = name
         self.location = location
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AbsentTensor, (self.element, self.shape, self._digest, self.name, self.location)
 
     @property
     def nbytes(self) -> int:
@@ -194,6 +243,32 @@ class AbsentTensor(Tensor):
 
 _mappings: WeakValueDictionary[tuple[int, ...], np.memmap] = WeakValueDictionary()
 """The files that are mapped, by what tells a file and its content from others."""
+
+_places: WeakKeyDictionary[mmap.mmap, tuple[str, int, int]] = WeakKeyDictionary()
+"""Of each mapping the file's path, size and time of its last change, when it was mapped."""
+
+
+def map_file(path: str | Path) -> np.memmap:
+    """The bytes of a file, mapped. OSError if it cannot be read, ValueError if it is empty.
+
+    One mapping serves all who ask: each takes one of the few files that a process may have open.
+    """
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        mapping = _mappings.get(key)
+        if mapping is None:
+            mapping = _mappings[key] = np.memmap(file, np.uint8, "r")
+            place = os.path.abspath(path), status.st_size, status.st_mtime_ns
+            _places[mapping._mmap] = place  # type: ignore[attr-defined]
+    return mapping
+
+
+def _mapped_again(place: Place, element: ElementType, shape: tuple[int, ...]) -> Tensor:
+    """A tensor from its place; FileError if the file is not the one that it was."""
+    if not place.is_current():
+        raise FileError(place.path, "has changed, or is gone, since its tensors were mapped.")
+    return Tensor.from_file(place.path, place.offset, element, shape)
 
 
 def _plain(item: object) -> str | bytes:

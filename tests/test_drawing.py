@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime import Graph, GraphError, Tensor
-from runtime.demonstration import snippets_folder
 from runtime.drawing import font
 from runtime.drawing.canvas import Canvas
 from runtime.drawing.layout import GAP_TIGHT, Line, Rectangle, arrange
@@ -23,6 +22,7 @@ from runtime.drawing.scene import box_of, scene_of
 from runtime.drawing.style import DARK, LIGHT
 from runtime.files import load
 from runtime.graph import same
+from runtime.shipped import snippets_folder
 from runtime.snippets.pictures import load_picture
 
 DIGITS = snippets_folder() / "digits_moe.yaml"

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from runtime import Graph, GraphError, Session, Tensor
 from runtime.check import check
-from runtime.demonstration import snippets_folder
 from runtime.editing import (
     Remedy,
     add_frame,
@@ -36,6 +35,7 @@ from runtime.editing import (
 from runtime.files import load
 from runtime.graph import PortRef, Set
 from runtime.nodes.operators import newest_opset
+from runtime.shipped import snippets_folder
 
 
 def chain() -> Graph:

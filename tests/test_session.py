@@ -642,3 +642,15 @@ def test_an_infinity_made_of_integers_is_named(backend: Any) -> None:
 def test_misused_arguments_are_told_in_sentences(call: Any) -> None:
     with pytest.raises(GraphError):
         call(chain("Neg"))
+
+
+def test_split_gives_as_many_parts_as_it_is_asked_for_even_if_few_are_read() -> None:
+    graph = Graph("parts", opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [4]})
+    graph.add("Split", "split", parameters={"num_outputs": 4})
+    graph.add("Output", "y")
+    graph.wire("x.value", "split.input")
+    graph.wire("split.outputs.2", "y.value")
+    for backend in ("onnxruntime", "numpy"):
+        found = Session(graph, backend).forward({"x": np.arange(4, dtype=np.float32)})  # type: ignore[arg-type]
+        assert found["y"].tolist() == [2]

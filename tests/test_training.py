@@ -18,10 +18,10 @@ import pytest
 
 from runtime import Graph, GraphError, Session, Tensor
 from runtime.arrays import read_arrays
-from runtime.demonstration import snippets_folder
 from runtime.errors import FileError
 from runtime.files import load
 from runtime.routing import given_to, routing_of
+from runtime.shipped import snippets_folder
 from runtime.training import fillers, metrics
 from runtime.training.evaluation import Metric
 from runtime.training.export import save_step

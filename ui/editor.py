@@ -11,7 +11,7 @@ from PySide6.QtCore import QObject, Signal
 from runtime.errors import Finding, Severity
 from runtime.files import load, save
 from runtime.graph import Edit, Graph, Set
-from ui.canvas.mirror import Canvas
+from ui.canvas.mirror import Canvas, Prepared
 
 
 class Editor(QObject):
@@ -56,20 +56,24 @@ class Editor(QObject):
         """What the document is called: its file's name, or its own."""
         return self.path.name if self.path is not None else self.graph.name or "untitled"
 
-    def show(self, graph: Graph, path: Path | None = None, *, changed: bool = False) -> None:
-        """Shows another document."""
+    def show(
+        self, graph: Graph, path: Path | None = None, *, changed: bool = False, prepared: Prepared | None = None
+    ) -> None:
+        """Shows another document, with what `ui.canvas.mirror.prepare` made of it if that was done before."""
         self._end_listening()
         self.graph, self.path, self._changed = graph, path, changed
-        self.canvas.show(graph)
+        self.canvas.show(graph, prepared)
         # Panes hear of an edit after the canvas has drawn it.
         self._end_listening = graph.listen(self._hear)
         self.document_changed.emit()
         self.title_changed.emit()
         self.canvas.fit()
 
-    def open(self, path: Path) -> None:
-        """Opens a file: FileError says what is wrong with it, and the document stays."""
-        self.show(load(path), path)
+    def open(self, path: Path) -> list[Finding]:
+        """Opens a file and returns what is worth knowing of it. FileError, and the document stays, if it is wrong."""
+        notes: list[Finding] = []
+        self.show(load(path, notes), path)
+        return notes
 
     def save(self, path: Path) -> list[Finding]:
         """Writes the document to a file and makes that its file. FileError or GraphError if that cannot be done.

@@ -55,9 +55,21 @@ def require() -> None:
         )
     refuse_broken(metadata.version("PySide6-Essentials"), sys.version_info[:2])
     if sys.platform.startswith("linux"):
+        if not has_display():
+            raise EditorUnavailable(
+                "The editor needs a display, and there is none here: neither DISPLAY nor WAYLAND_DISPLAY is set. "
+                "Everything else works without one: qmoe --help."
+            )
         _require_libraries()
     os.environ["QT_PREFERRED_BINDING"] = "PySide6"  # Qt.py would take the first binding that it finds
     _provide_distutils()
+
+
+def has_display() -> bool:
+    """Whether there is somewhere to show a window, or Qt was told to draw elsewhere."""
+    if not sys.platform.startswith("linux"):
+        return True
+    return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"))
 
 
 def refuse_broken(pyside: str, python: tuple[int, int]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PySide6.QtCore import QSettings, Qt
+from PySide6.QtCore import QSettings, Qt, Signal
 from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
     QApplication,
@@ -21,12 +21,13 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from runtime.errors import StudioError
+from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
 from ui import theme
 from ui.editor import Editor
 from ui.history import HistoryPane
 from ui.minimap import MiniMap
+from ui.opening import Loaded, OpeningBar, is_large
 from ui.problems import ProblemsPane
 
 MENUS = ("File", "Edit", "Insert", "Diagram", "Run", "View", "Help")
@@ -41,11 +42,16 @@ FILES = "Graphs (*.yaml *.yml *.png *.onnx);;All files (*)"
 class Window(QMainWindow):
     """One document in a window. `editor` is what panes talk to; `command` adds to menus."""
 
+    closing = Signal()
+    """The window is about to go: threads and processes end."""
+
     def __init__(self, path: Path | None = None) -> None:
         super().__init__()
         self.editor = editor = Editor(self)
         self.commands: dict[str, QAction] = {}
         self.panes: dict[str, QDockWidget] = {}
+        self._kept: list[object] = []
+        self._covers: list[QWidget] = []
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
@@ -56,6 +62,7 @@ class Window(QMainWindow):
         self.add_pane(HistoryPane(editor), BOTTOM)
         self._install()
         self._say = QLabel()
+        self._say.setContentsMargins(8, 0, 0, 0)
         self._zoom = QLabel()
         self.statusBar().addWidget(self._say, 1)
         self.statusBar().addPermanentWidget(self._zoom)
@@ -67,6 +74,11 @@ class Window(QMainWindow):
         self.resize(1500, 950)
         self._show_title()
         self._show_possible()
+        from ui import exchange, keyboard, safekeeping, start  # parts know the window, so they come after it
+
+        for part in (exchange, keyboard, safekeeping, start):
+            part.install(self)
+        self._arrange_panes()
         if path is not None:
             self.open(path)
 
@@ -87,6 +99,21 @@ class Window(QMainWindow):
         layout.addWidget(self.editor.canvas.viewer)
         self.setCentralWidget(middle)
         self.minimap = MiniMap(self.editor, middle)
+        self.opening = OpeningBar(middle)
+        self.opening.loaded.connect(self._loaded)
+        self.closing.connect(self.opening.cancel)
+        layout.insertWidget(0, self.opening)
+
+    def add_bar(self, bar: QWidget) -> None:
+        """Puts a bar above the canvas."""
+        layout = self.centralWidget().layout()
+        assert isinstance(layout, QVBoxLayout)
+        layout.insertWidget(0, bar)
+
+    def cover(self, page: QWidget) -> None:
+        """Lays a page over the canvas, as large as it; it shows and hides itself."""
+        self._covers.append(page)
+        self._place_map()
 
     def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
         """Docks a pane, which has a `title`, in an area; those that are there already become its tabs at the bottom."""
@@ -104,6 +131,20 @@ class Window(QMainWindow):
         self.menus["View"].addAction(action)
         dock.setVisible(shown)
         return dock
+
+    def _arrange_panes(self) -> None:
+        """Gives panes their first sizes: most of the room is the canvas's."""
+        for area, size, way in (
+            (LEFT, 230, Qt.Orientation.Horizontal),
+            (RIGHT, 320, Qt.Orientation.Horizontal),
+            (BOTTOM, 190, Qt.Orientation.Vertical),
+        ):
+            docks = [dock for dock in self.panes.values() if self.dockWidgetArea(dock) == area]
+            self.resizeDocks(docks, [size] * len(docks), way)
+
+    def keep(self, part: object) -> None:
+        """Keeps a part that is no widget for as long as the window lives."""
+        self._kept.append(part)
 
     def command(
         self, menu: str, text: str, call: Callable[[], Any], shortcut: str | QKeySequence.StandardKey | None = None
@@ -147,6 +188,9 @@ class Window(QMainWindow):
         room = self.editor.canvas.viewer.geometry()
         self.minimap.move(room.right() - self.minimap.width() - 10, room.bottom() - self.minimap.height() - 10)
         self.minimap.raise_()
+        for page in self._covers:
+            page.setGeometry(room)
+            page.raise_()
 
     # -- what is shown ------------------------------------------------------------------------------------------------
 
@@ -187,14 +231,36 @@ class Window(QMainWindow):
             self.editor.show(Graph("untitled"))
 
     def open(self, path: Path) -> bool:
-        """Opens a file; what is wrong with it is shown in a message, and the document stays."""
+        """Opens a file; what is wrong with it is shown in a message, and the document stays.
+
+        A large one is read while the window goes on; False then too, until it is there.
+        """
+        if is_large(path):
+            self.opening.start(path)
+            return False
         try:
-            self.editor.open(path)
+            notes = self.editor.open(path)
         except StudioError as error:
             self.tell_error(f"{path.name} cannot be opened", error)
             return False
-        self.say(f"Opened {path}.")
+        self._opened(path, notes)
         return True
+
+    def _opened(self, path: Path, notes: list[Finding]) -> None:
+        self.say(" ".join([f"Opened {path}.", *map(str, notes)]))
+
+    def _loaded(self, loaded: Loaded) -> None:
+        if isinstance(loaded.content, Exception):
+            self.tell_error(f"{loaded.path.name} cannot be opened", loaded.content)
+            return
+        graph, prepared = loaded.content
+        self.editor.show(graph, loaded.path, prepared=prepared)
+        self._opened(loaded.path, loaded.notes)
+
+    def open_safely(self, path: Path) -> None:
+        """Opens a file once the current document is safe."""
+        if self.is_safe_to_leave():
+            self.open(path)
 
     def ask_open(self) -> None:
         """Asks for a file and opens it."""
@@ -240,13 +306,15 @@ class Window(QMainWindow):
         return answer == buttons.Discard or (answer == buttons.Save and self.save())
 
     def tell_error(self, title: str, error: Exception) -> None:
-        """Shows an error in a message of its own."""
-        QMessageBox.warning(self, title, str(error))
+        """Shows an error in a bar above the canvas, until it is closed or something else is opened."""
+        self.opening.show_error(title, error)
+        self.say(f"{title}: {error}")
 
     def closeEvent(self, event: QCloseEvent) -> None:  # noqa: N802
         if not self.is_safe_to_leave():
             event.ignore()
             return
+        self.closing.emit()
         QApplication.clipboard().clear()  # what is still there at the end would be freed too late
         self.editor.close()
         event.accept()

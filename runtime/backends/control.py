@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[int, int, str], None]
 """`progress(done, total, node)`: how many of how many nodes are done, and the node that comes next ("" at the end)."""
 
+Announce: TypeAlias = Callable[[tuple[str, ...]], None]
+"""`announce(nodes)`: the nodes that run next, together."""
+
 
 @dataclass(slots=True)
 class Control:
@@ -27,10 +30,16 @@ class Control:
     times: dict[str, float] | None = None
     total: int = 0
     done: int = 0
+    announce: Announce | None = None
 
-    def step(self, node: str, count: int = 1) -> None:
-        """Tells that `node` comes next and stands for `count` nodes; Cancelled if the user wants no more."""
+    def step(self, node: str, count: int = 1, together: Callable[[], tuple[str, ...]] | None = None) -> None:
+        """Tells that `node` comes next and stands for `count` nodes; Cancelled if the user wants no more.
+
+        `together` gives the ids of all of them if it is not only the one.
+        """
         self.check()
+        if self.announce is not None:
+            self.announce(together() if together is not None else (node,))
         if self.progress is not None:
             self.progress(self.done, self.total, node)
         self.done += count

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -318,18 +319,49 @@ def _cancellable(control: Control) -> Iterator[onnxruntime.RunOptions | None]:
         yield None
         return
     options = onnxruntime.RunOptions()
-    finished = threading.Event()
-
-    def watch() -> None:
-        while not finished.is_set():
-            if cancel.wait(0.01):
-                options.terminate = True
-                return
-
-    watcher = threading.Thread(target=watch, name="cancel", daemon=True)
-    watcher.start()
+    _watcher.add(cancel, options)
     try:
         yield options
     finally:
-        finished.set()
-        watcher.join()
+        _watcher.remove(options)
+
+
+class _Watcher:
+    """A thread that stops runs whose cancel event is set. It ends when there has been no run for a while."""
+
+    _INTERVAL = 0.01
+    _IDLE = 100
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: list[tuple[threading.Event, onnxruntime.RunOptions]] = []
+        self._is_awake = False
+
+    def add(self, cancel: threading.Event, options: onnxruntime.RunOptions) -> None:
+        """Watches a run."""
+        with self._lock:
+            self._runs.append((cancel, options))
+            if not self._is_awake:
+                self._is_awake = True
+                threading.Thread(target=self._watch, name="cancel", daemon=True).start()
+
+    def remove(self, options: onnxruntime.RunOptions) -> None:
+        """Ends that."""
+        with self._lock:
+            self._runs = [run for run in self._runs if run[1] is not options]
+
+    def _watch(self) -> None:
+        idle = 0
+        while True:
+            sleep(self._INTERVAL)
+            with self._lock:
+                idle = 0 if self._runs else idle + 1
+                if idle > self._IDLE:
+                    self._is_awake = False
+                    return
+                for cancel, options in self._runs:
+                    if cancel.is_set():
+                        options.terminate = True
+
+
+_watcher = _Watcher()

@@ -211,7 +211,11 @@ class Engine:
                     value.type = _type_of(inputs[value.name or ""])
             self._natives[index] = self._native(piece)
         native = self._natives[index]
-        control.step(document_node(piece.nodes[0]), len(piece.nodes))
+        control.step(
+            document_node(piece.nodes[0]),
+            len(piece.nodes),
+            lambda: tuple(dict.fromkeys(document_node(node) for node in piece.nodes)),
+        )
         return (native.run if control.times is None else native.run_timed)(inputs, asked, control)
 
     def _run_numpy(self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control) -> Sequence[Any]:

@@ -42,12 +42,15 @@ from runtime.tensors import Tensor
 __all__ = ["VERIFIED_AT_LOAD", "VERSION", "dumps", "load_yaml", "loads", "save_yaml"]
 
 
-def dumps(graph: Graph, tensors_file: str = "tensors.safetensors") -> tuple[str, dict[str, Tensor]]:
+def dumps(
+    graph: Graph, tensors_file: str = "tensors.safetensors", *, by_place: bool = False
+) -> tuple[str, dict[str, Tensor]]:
     """A graph as YAML text, and the tensors that belong beside it by the names that the text gives them.
 
-    `tensors_file` is what the text calls the file that they lie in. GraphError names what cannot be written.
+    `tensors_file` is what the text calls the file that they lie in. With `by_place` tensors that lie in files are not
+    hashed, and two that lie in different places have different names. GraphError names what cannot be written.
     """
-    writer = Writer()
+    writer = Writer(by_place=by_place)
     data = writer.document(graph, tensors_file)
     try:
         return emit(data), writer.tensors

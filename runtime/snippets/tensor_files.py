@@ -16,7 +16,7 @@ import numpy as np
 
 from runtime.atomic import replacing
 from runtime.errors import FileError
-from runtime.tensors import Tensor
+from runtime.tensors import Tensor, map_file
 from runtime.types import ElementType, TensorType
 
 MAXIMUM_HEADER = 64 << 20
@@ -96,8 +96,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Those whose type has no counterpart here come as their bytes, uint8.
     """
     try:
-        # One map for all: each would hold a file descriptor.
-        whole = np.memmap(path, np.uint8, "r")
+        whole = map_file(path)
     except (OSError, ValueError) as error:
         problem = error.strerror if isinstance(error, OSError) else "it is empty"
         raise FileError(path, f"cannot be read: {problem}.") from error

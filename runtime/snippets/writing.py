@@ -15,7 +15,7 @@ from runtime.node import Node
 from runtime.ports import index_of
 from runtime.snippets.emit import Block
 from runtime.snippets.values import MAXIMUM_INLINE, encode_bytes, encode_inline, encode_type
-from runtime.tensors import AbsentTensor, Tensor
+from runtime.tensors import AbsentTensor, Place, Tensor
 from runtime.types import ElementType, MapType, OptionalType, SequenceType, TensorType
 
 VERSION = 1
@@ -32,15 +32,17 @@ TERMINALS = frozenset({"Input", "Initializer", "Capture"})
 class Writer:
     """Turns graphs into plain data and gathers the tensors that belong beside them, by the names that it gives them.
 
-    `awaited`: the files that hold tensors which are absent.
+    `awaited`: the files that hold tensors which are absent. With `by_place`, tensors that lie in files are told apart
+    by where they lie, and neither read nor hashed.
     """
 
-    def __init__(self, files: Mapping[str, str] | None = None) -> None:
+    def __init__(self, files: Mapping[str, str] | None = None, by_place: bool = False) -> None:
         """`files`: names of tensors that lie in other files than the one beside the snippet, and which."""
         self.tensors: dict[str, Tensor] = {}
         self.awaited: set[str] = set()
         self._files = files or {}
-        self._names: dict[tuple[ElementType, tuple[int, ...], str], str] = {}
+        self._by_place = by_place
+        self._names: dict[tuple[ElementType, tuple[int, ...], str | Place], str] = {}
 
     def document(self, graph: Graph, tensors_file: str) -> Block:
         """The whole document; `tensors_file` is the name of the file beside it, used if it needs one."""
@@ -151,7 +153,8 @@ class Writer:
                 if isinstance(item, str):
                     place.text(item, key)
             return data
-        content = (tensor.element, tensor.shape, tensor.digest)
+        lies = tensor.place if self._by_place else None
+        content = (tensor.element, tensor.shape, lies or tensor.digest)
         if content not in self._names:
             name, number, stem = place.text(name, key), 1, name
             while name in self.tensors or name in ("", "__metadata__"):
@@ -160,13 +163,13 @@ class Writer:
             self._names[content] = name
             self.tensors[name] = tensor
         name = self._names[content]
-        return _reference(tensor, name, self._files.get(name, ""))
+        return _reference(tensor, name, self._files.get(name, ""), is_hashed=lies is None)
 
 
-def _reference(tensor: Tensor, name: str, file: str) -> dict[str, Any]:
+def _reference(tensor: Tensor, name: str, file: str, is_hashed: bool = True) -> dict[str, Any]:
     """A tensor in a file; `file` is empty for the one beside the snippet."""
-    data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": name, "sha256": tensor.digest}
-    return data | ({"file": file} if file else {})
+    data = {"$tensor": str(tensor.element), "shape": list(tensor.shape), "name": name}
+    return data | ({"sha256": tensor.digest} if is_hashed else {}) | ({"file": file} if file else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ CHECKPOINT = "checkpoint.zip"
 LOG = "log.jsonl"
 
 Report = Callable[["Progress"], None]
+EpochReport = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +140,16 @@ class Trainer:
 
     # -- running --------------------------------------------------------------------------------------------------
 
-    def run(self, report: Report | None = None, cancel: threading.Event | None = None) -> Graph:
+    def run(
+        self,
+        report: Report | None = None,
+        cancel: threading.Event | None = None,
+        epoch_report: EpochReport | None = None,
+    ) -> Graph:
         """Trains until the last epoch, or until validation has not improved for long; returns the trained graph.
 
-        `report` is called after every step. After `cancel` is set, Cancelled ends the run within a step; a checkpoint
+        `report` is called after every step, `epoch_report` with the number of every epoch when `history` has its entry.
+        After `cancel` is set, Cancelled ends the run within a step; a checkpoint
         holds the last whole epoch.
         """
         settings = self.settings
@@ -171,6 +178,8 @@ class Trainer:
             entry = {name: value / self._training for name, value in sums.items()}
             entry["learning_rate"] = rate
             self._finish_epoch(entry, perf_counter() - start)
+            if epoch_report is not None:
+                epoch_report(self.epoch - 1)
         return self.trained()
 
     def trained(self) -> Graph:
@@ -178,11 +187,20 @@ class Trainer:
 
         With an average, its weights are those.
         """
-        weights = self._best or self._current()
         graph = self._graph.copy()
-        for name, id in trainable_weights(graph).items():
-            graph.set(id, "tensor", Tensor.from_array(weights[name]))
+        for id, tensor in self.weights().items():
+            graph.set(id, "tensor", tensor)
         return graph
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch whose weights `trained` gives; None if those are the last ones."""
+        return self._best_epoch if self._best else None
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights of `trained` by the ids of their initializers."""
+        weights = self._best or self._current()
+        return {id: Tensor.from_array(weights[name]) for name, id in trainable_weights(self._graph).items()}
 
     def _current(self) -> dict[str, np.ndarray]:
         if self.settings.average is None:

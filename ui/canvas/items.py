@@ -125,12 +125,11 @@ class PipeItem(LibraryPipeItem):
     def _style(self) -> None:
         look = theme.current()
         scalar = isinstance(self.value, TensorType) and self.value.shape == ()
-        width = (1.3 if scalar else 2.0) + (1.2 if self._active or self._highlight else 0.0)
+        width = (1.3 if scalar else 2.0) + (1.6 if self._active or self._highlight else 0.0)
         if self.broken:
             pen = QPen(theme.colour(look.error), width, Qt.PenStyle.DashLine)
         else:
-            rgb = look.wire(self.value)
-            pen = QPen(theme.colour(blend(look.selected, rgb, 0.55) if self._highlight else rgb), width)
+            pen = QPen(theme.colour(look.wire(self.value)), width)
         self.setPen(pen)
 
     def draw_path(self, start_port: Any, end_port: Any = None, cursor_pos: QPointF | None = None) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from NodeGraphQt import BaseNode, NodeGraph
 from NodeGraphQt.base.port import Port
 from PySide6.QtCore import QObject, QPointF, QRectF, QTimer, Signal
 
-from runtime.drawing.scene import arranged, box_of, port_names, positions, stored_position, worst_findings
+from runtime.drawing.scene import Box, arranged, box_of, port_names, positions, stored_position, worst_findings
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import Add, Cut, Edit, Graph, PortRef, Remove, Set, Wire
 from ui.canvas.items import OUT, NodeItem, PipeItem, PortItem
@@ -42,6 +43,24 @@ class LibraryGraph(NodeGraph):
 
     def _register_context_menu(self) -> None:
         pass
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What takes long about showing a document and needs no window: its findings, its boxes and their places."""
+
+    findings: Sequence[Finding]
+    boxes: Mapping[str, Box]
+    places: Mapping[str, tuple[float, float]]
+
+
+def prepare(graph: Graph) -> Prepared:
+    """Checks and lays out a document. May be called in any thread, before the document is shown."""
+    findings = graph.checker.findings()
+    worst = worst_findings(findings)
+    graph.checker.take_examined()
+    boxes = {id: box_of(graph, id, every_port=True, worst=worst) for id in graph.nodes}
+    return Prepared(findings, boxes, positions(graph, boxes))
 
 
 class Canvas(QObject):
@@ -78,31 +97,27 @@ class Canvas(QObject):
 
     # -- the document -------------------------------------------------------------------------------------------------
 
-    def show(self, graph: Graph) -> None:
-        """Draws another document."""
+    def show(self, graph: Graph, prepared: Prepared | None = None) -> None:
+        """Draws another document; `prepared` is what `prepare` made of it, if that was done before."""
+        prepared = prepared or prepare(graph)
         self._end_listening()
         self._clear()
         self.graph = graph
-        places = self.places()
+        self._severities = worst_findings(prepared.findings)
         # Nothing is painted or told before all is there.
         self.viewer.setUpdatesEnabled(False)
         self.viewer.scene().blockSignals(True)
         try:
             for id in graph.nodes:
-                self._add(id, places[id])
+                self._add(id, prepared.places[id], prepared.boxes[id])
             for target, source in graph.wires.items():
                 self._join(source, target)
         finally:
             self.viewer.scene().blockSignals(False)
             self.viewer.setUpdatesEnabled(True)
         self._end_listening = graph.listen(self._hear)
-        self._show_findings()
+        self.checked.emit(list(prepared.findings))
         self._selection_changed()
-
-    def places(self) -> dict[str, tuple[float, float]]:
-        """Where every node stands: where the document says, and for the others, where a layout puts them."""
-        boxes = {id: box_of(self.graph, id, every_port=True) for id in self.graph.nodes}
-        return positions(self.graph, boxes)
 
     def close(self) -> None:
         """Ends following the document."""
@@ -162,7 +177,7 @@ class Canvas(QObject):
         if not (isinstance(edit, Set) and edit.is_layout):
             self._timer.start()
 
-    def _add(self, id: str, place: tuple[float, float]) -> None:
+    def _add(self, id: str, place: tuple[float, float], box: Box | None = None) -> None:
         node = DocumentNode()
         node.model.id = node.view.id = id
         node.model.name = node.NODE_NAME = id
@@ -171,13 +186,14 @@ class Canvas(QObject):
         node.model._graph_model = self.library.model
         node.model.pos = list(place)
         self.library.model.nodes[id] = node
-        self._give_ports(node)
+        self._give_ports(node, box)
         node.view.setPos(*place)
         self.viewer.scene().addItem(node.view)
 
-    def _give_ports(self, node: DocumentNode) -> None:
+    def _give_ports(self, node: DocumentNode, box: Box | None = None) -> None:
         """Shows the node's box, and tells NodeGraphQt of its ports if they are others than before."""
-        box = box_of(self.graph, node.model.id, every_port=True, worst=self._severities)
+        if box is None:
+            box = box_of(self.graph, node.model.id, every_port=True, worst=self._severities)
         if not node.view.show_box(box):
             return
         node._inputs, node._outputs = [], []
@@ -294,18 +310,19 @@ class Canvas(QObject):
 
     def _show_findings(self) -> None:
         findings = self.graph.checker.findings()
-        self._severities = worst_findings(findings)
-        for node in tuple(self.library.model.nodes.values()):
-            box = box_of(self.graph, node.model.id, every_port=True, worst=self._severities)
+        before, self._severities = self._severities, worst_findings(findings)
+        changed = self.graph.checker.take_examined()
+        changed |= {node for (node, _), _ in before.items() ^ self._severities.items()}
+        for id in changed:
+            node = self.library.model.nodes.get(id)
+            if node is None:
+                continue
+            box = box_of(self.graph, id, every_port=True, worst=self._severities)
             if box != node.view.box:
-                self._fit_ports(node.model.id)
+                self._fit_ports(id)
                 node.view.show_box(box)
-        for pipe in self.pipes():
-            source = PortRef(pipe.output_port.node.id, pipe.output_port.name)
-            broken = self._severities.get((pipe.input_port.node.id, pipe.input_port.name)) is Severity.ERROR
-            value = self.graph.checker.type_of(source)
-            if pipe.value != value or pipe.broken != broken:
-                pipe.show_value(value, broken)
+            for pipe in node.view.pipes():
+                self._dress(pipe)
         self.checked.emit(findings)
 
     def pipes(self) -> list[PipeItem]:

@@ -1,4 +1,4 @@
-"""Makes the fonts here from the upright styles of Inter 4: `python make_fonts.py FOLDER` (needs fontTools).
+"""Makes the fonts of `runtime/drawing/fonts` from styles of Inter 4: `python make_fonts.py FOLDER` (needs fontTools).
 
 Of each style there is an .otf for Qt, without kerning or ligatures, so that both painters place the same letters at the
 same places, and its outlines as straight lines in `outlines.npz`, for the painter that needs no font engine.
@@ -13,7 +13,7 @@ import numpy as np
 from fontTools.pens.basePen import BasePen
 from fontTools.subset import Options, Subsetter, load_font, save_font
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent / "runtime" / "drawing" / "fonts"
 STYLES = ("Regular", "SemiBold")
 RANGES = ((0x20, 0x7E), (0xA0, 0x17F), (0x370, 0x3FF), (0x400, 0x45F), (0x2010, 0x2026), (0x2070, 0x2099))
 MORE = "←↑→↓↔−×÷±≈≠≤≥∞√∑∏∂∅●○■□▲▶▼◀◆✓✗�"

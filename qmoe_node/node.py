@@ -235,3 +235,10 @@ class QMoE(Node):
 
         chosen = route_tokens(layer_of(inputs, attributes), inputs)
         return {"experts": chosen.indices, "weights": chosen.weights}
+
+    @staticmethod
+    def tensor_views(port: str, type_: TensorType, attributes: Mapping[str, Any]) -> Any:
+        """The codes that weights and zero points hold; see `qmoe_node.views.tensor_views`."""
+        from qmoe_node.views import tensor_views
+
+        return tensor_views(port, type_, attributes)

@@ -178,6 +178,10 @@ class Node:
     writes nodes with `call.op` and returns one gradient for each input in their order, None where there is none. It
     comes before the rules of `runtime.gradients.table`. None if there is no such rule."""
 
+    tensor_views: ClassVar[Callable[..., Any] | None] = None
+    """How the tensors at the operator's inputs can be looked at, beside their elements: `(port, type: TensorType,
+    attributes: dict) -> list of runtime.tensor_views.TensorView`, such as the codes that bytes hold. Or None."""
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         own = vars(cls)

@@ -103,7 +103,11 @@ def _sheet(theme: Theme) -> str:
     QToolBar {{ border: none; border-bottom: 1px solid {line}; spacing: 4px; padding: 3px; }}
     QToolButton {{ padding: 3px 8px; border-radius: 4px; }}
     QToolButton:hover {{ background: {css(blend(theme.selected, theme.background, 0.18))}; }}
+    QToolButton:checked {{ background: {css(blend(theme.selected, theme.background, 0.32))}; }}
     QTabBar::tab {{ padding: 5px 12px; border: none; }}
     QTabBar::tab:selected {{ border-bottom: 2px solid {css(theme.selected)}; }}
     QLineEdit, QSpinBox, QComboBox {{ padding: 2px 4px; }}
+    QScrollArea QPlainTextEdit, QLineEdit {{ border: 1px solid {line}; border-radius: 3px; }}
+    QScrollArea QPlainTextEdit:focus, QLineEdit:focus {{ border-color: {css(theme.selected)}; }}
+    QComboBox QLineEdit, QAbstractSpinBox QLineEdit {{ border: none; }}
     """

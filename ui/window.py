@@ -61,6 +61,7 @@ class Window(QMainWindow):
         self._make_commands()
         self.add_pane(ProblemsPane(editor), BOTTOM)
         self.add_pane(HistoryPane(editor), BOTTOM)
+        self._install()
         self._say = QLabel()
         self._say.setContentsMargins(8, 0, 0, 0)
         self._zoom = QLabel()
@@ -82,6 +83,13 @@ class Window(QMainWindow):
         self._arrange_panes()
         if path is not None:
             self.open(path)
+
+    def _install(self) -> None:
+        # They know this module.
+        from ui import help, properties
+
+        properties.install(self)
+        help.install(self)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

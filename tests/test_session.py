@@ -654,3 +654,16 @@ def test_split_gives_as_many_parts_as_it_is_asked_for_even_if_few_are_read() -> 
     for backend in ("onnxruntime", "numpy"):
         found = Session(graph, backend).forward({"x": np.arange(4, dtype=np.float32)})  # type: ignore[arg-type]
         assert found["y"].tolist() == [2]
+
+
+def test_a_session_with_scales_that_are_fed_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    inputs, attributes = make_layer(bits=(4, 4, 4), block_size=32, hidden=64, inter=64)
+    fed = {name: array for name, array in inputs.items() if "weights" not in name and "zero" not in name}
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {"y": ("Output", {})}
+    nodes["moe"] = ("com.microsoft.QMoE", dict(attributes))
+    for name, array in inputs.items():
+        tensor = Tensor.from_array(array)
+        nodes[name] = ("Input", {"type": str(tensor.type)}) if name in fed else ("Initializer", {"tensor": tensor})
+    graph = graph_of(nodes, {"y.value": "moe.output"} | {f"moe.{name}": f"{name}.value" for name in inputs})
+    Session(graph).forward(fed)
+    assert "".join(capfd.readouterr()) == ""

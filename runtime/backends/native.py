@@ -208,7 +208,7 @@ class NativePiece:
         for name, value in self._weights.values.items():
             options.add_initializer(name, value)
         try:
-            with weights_folder(self._weights) as folder, _without_warnings(bool(self._feeds)):
+            with weights_folder(self._weights) as folder, _without_warnings():
                 if folder is not None:
                     options.add_session_config_entry(
                         "session.model_external_initializers_file_folder_path", str(folder)
@@ -300,15 +300,13 @@ def _is_foreign_type(text: str) -> bool:
 
 
 @contextmanager
-def _without_warnings(wanted: bool) -> Iterator[None]:
-    """Spares the user kernels' warnings, past the session's log level, that they are not used in their rounding way."""
-    if wanted:
-        onnxruntime.set_default_logger_severity(_QUIET)
+def _without_warnings() -> Iterator[None]:
+    """Spares the user kernels' warnings, past the session's log level: which of their ways they do not take."""
+    onnxruntime.set_default_logger_severity(_QUIET)
     try:
         yield
     finally:
-        if wanted:
-            onnxruntime.set_default_logger_severity(_USUAL)
+        onnxruntime.set_default_logger_severity(_USUAL)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from runtime.errors import FileError
 from runtime.files import load
 from runtime.routing import given_to, routing_of
 from runtime.shipped import snippets_folder
-from runtime.training import fillers, metrics
+from runtime.training import curve, fillers, metrics
 from runtime.training.evaluation import Metric
 from runtime.training.export import save_step
 from runtime.training.optimizers import SGD, Adam, AdamW
@@ -476,3 +476,9 @@ def test_a_step_trains_with_nothing_but_onnx_runtime(tmp_path: Path) -> None:
     )
     losses = json.loads(done.stdout)
     np.testing.assert_allclose(losses, [report.losses["loss"] for report in reports], rtol=1e-5)
+
+
+def test_labels_of_a_curve_have_the_same_digits_and_its_legend_wraps() -> None:
+    assert curve._labels([2.5, 2.75, 3.0]) == ["2.50", "2.75", "3.00"]
+    assert curve._labels([0.0, 5.0]) == ["0", "5"]
+    assert [line for _, line in curve._legend([300.0, 300.0, 300.0])] == [0, 0, 1]

@@ -10,7 +10,11 @@ from typing import Any
 from runtime.atomic import replacing
 
 SIZE = (900, 520)
-MARGIN = (80, 24, 24, 56)  # left, top, right, bottom
+MARGIN = (80, 30, 24, 56)  # left, top, right, bottom
+LINE = 22
+"""The height of a line of the legend, which is above the plot: there no curve runs through it."""
+FINENESS = 3
+"""How much larger the picture is drawn than it is written, so that slanted lines are smooth."""
 COLOURS = ("#1f77b4", "#d95f02", "#2a9d4a", "#8b4fb3", "#b3382c", "#6b6b6b")
 GRID, INK = "#dddddd", "#333333"
 
@@ -27,39 +31,55 @@ def save_curve(path: Path, history: Sequence[Mapping[str, float]], names: Sequen
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     logarithmic = low > 0 and high / low > 20
     ticks = _decades(low, high) if logarithmic else _ticks(low, high)
+    labels = [f"{tick:g}" for tick in ticks] if logarithmic else _labels(ticks)
     bottom, top = (log10(ticks[0]), log10(ticks[-1])) if logarithmic else (ticks[0], ticks[-1])
-    left, above, right, below = MARGIN
-    width, height = SIZE[0] - left - right, SIZE[1] - above - below
+    left, above, right, below = (FINENESS * margin for margin in MARGIN)
+    width, height = FINENESS * SIZE[0], FINENESS * SIZE[1]
+    font: Any = ImageFont.load_default(15 * FINENESS)
+    places = _legend([float(font.getlength(name)) / FINENESS for name in series])
+    above += FINENESS * LINE * (1 + max((line for _, line in places), default=0))
+    columns, rows = width - left - right, height - above - below
 
     def across(epoch: float) -> float:
-        return left + width * (epoch - 1) / max(1, len(history) - 1)
+        return left + columns * (epoch - 1) / max(1, len(history) - 1)
 
     def up(value: float) -> float:
         place = log10(value) if logarithmic else value
-        return above + height * (1 - (place - bottom) / (top - bottom or 1))
+        return above + rows * (1 - (place - bottom) / (top - bottom or 1))
 
-    image = Image.new("RGB", SIZE, "white")
+    image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
-    font: Any = ImageFont.load_default(15)
-    for tick in ticks:
-        draw.line((left, up(tick), SIZE[0] - right, up(tick)), GRID)
-        draw.text((left - 8, up(tick)), f"{tick:g}", INK, font, anchor="rm")
+    thin, thick, dot = FINENESS, 2.5 * FINENESS, 3.5 * FINENESS
+    for tick, label in zip(ticks, labels, strict=True):
+        draw.line((left, up(tick), width - right, up(tick)), GRID, thin)
+        draw.text((left - 12 * FINENESS, up(tick)), label, INK, font, anchor="rm")
     for epoch in _epochs(len(history)):
-        draw.text((across(epoch), SIZE[1] - below + 8), str(epoch), INK, font, anchor="mt")
-    draw.text((left + width / 2, SIZE[1] - 22), "epoch", INK, font, anchor="mt")
-    for index, (name, line) in enumerate(series.items()):
+        draw.text((across(epoch), height - below + 10 * FINENESS), str(epoch), INK, font, anchor="mt")
+    draw.text((left + columns / 2, height - 22 * FINENESS), "epoch", INK, font, anchor="mt")
+    for index, ((name, line), place) in enumerate(zip(series.items(), places, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         points = [(across(e), up(v)) for e, v in enumerate(line, 1) if v is not None and isfinite(v)]
         if len(points) > 1:
-            draw.line(points, colour, 3, joint="curve")
-        for x, y in points if len(points) < 2 else ():
-            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
-        draw.line(
-            (SIZE[0] - right - 190, above + 14 + 22 * index, SIZE[0] - right - 160, above + 14 + 22 * index), colour, 3
-        )
-        draw.text((SIZE[0] - right - 150, above + 14 + 22 * index), name, INK, font, anchor="lm")
+            draw.line(points, colour, round(thick), joint="curve")
+        for x, y in points if len(history) <= 40 else ():
+            draw.ellipse((x - dot, y - dot, x + dot, y + dot), colour)
+        start, middle = FINENESS * place[0], FINENESS * (24 + LINE * place[1])
+        draw.line((start, middle, start + 26 * FINENESS, middle), colour, round(thick))
+        draw.text((start + 34 * FINENESS, middle), name, INK, font, anchor="lm")
     with replacing(path) as file:
-        image.save(file, "PNG")
+        image.resize(SIZE, Image.Resampling.LANCZOS).save(file, "PNG")
+
+
+def _legend(widths: Sequence[float]) -> list[tuple[float, int]]:
+    """Where each name of the legend begins, and in which line, for names that are so wide."""
+    places: list[tuple[float, int]] = []
+    start, line = float(MARGIN[0]), 0
+    for width in widths:
+        if places and start + 34 + width > SIZE[0] - MARGIN[2]:
+            start, line = float(MARGIN[0]), line + 1
+        places.append((start, line))
+        start += 34 + width + 28
+    return places
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -70,6 +90,15 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw)
     first, last = floor(low / step), ceil(high / step)
     return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """The ticks, all with as many digits after the point as the one that needs most."""
+    texts = [f"{tick:g}" for tick in ticks]
+    if any("e" in text for text in texts):
+        return texts
+    digits = max(len(text.partition(".")[2]) for text in texts)
+    return [f"{tick:.{digits}f}" for tick in ticks]
 
 
 def _decades(low: float, high: float) -> list[float]:

@@ -117,15 +117,23 @@ def lower(model: ir.Model, *, precision: Literal["exact", "fast"] = "exact", fee
     `feeds` says whether who runs the model feeds it `model.meta["qmoe.feeds"]`: tensors by input name. Otherwise the
     model stands for itself, and such tensors are inputs with defaults. GraphError names a node that cannot run.
     """
+    from runtime import scatter
+
     findings: list[Finding] = []
 
     def rewrite(node_type: type[Node], site: Site) -> None:
-        assert node_type.lower is not None
-        node_type.lower(site, precision == "exact")
+        if node_type.lower is None:
+            scatter.lower(site)
+        else:
+            node_type.lower(site, precision == "exact")
         findings.extend(site.findings)
 
-    _rewrite(model, lambda node_type: node_type.lower is not None, rewrite, feeds)
+    _rewrite(model, lambda node_type: node_type.lower is not None or _is_scatter(node_type), rewrite, feeds)
     return findings
+
+
+def _is_scatter(node_type: type[Node]) -> bool:
+    return node_type.operator == "ScatterND" and not node_type.domain
 
 
 def expand(model: ir.Model) -> None:

@@ -15,7 +15,8 @@ from runtime.snippets import commands as snippet_commands
 from runtime.snippets import loads
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "snippets" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", ROOT / "snippets" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 
 
 def blocks(language: str) -> list[object]:

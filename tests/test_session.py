@@ -667,3 +667,37 @@ def test_a_session_with_scales_that_are_fed_prints_nothing(capfd: pytest.Capture
     graph = graph_of(nodes, {"y.value": "moe.output"} | {f"moe.{name}": f"{name}.value" for name in inputs})
     Session(graph).forward(fed)
     assert "".join(capfd.readouterr()) == ""
+
+
+@pytest.mark.parametrize(("reduction", "ufunc"), [("add", np.add), ("mul", np.multiply), ("max", np.maximum)])
+@pytest.mark.parametrize(("shape", "depth"), [((400, 96), 1), ((20, 20, 96), 2), ((400,), 1)])
+def test_scatter_nd_loses_nothing_to_other_threads(
+    reduction: str, ufunc: Any, shape: tuple[int, ...], depth: int
+) -> None:
+    """ONNX Runtime's own kernel drops terms where several threads write to one place."""
+    random = np.random.default_rng(0)
+    count = 4000
+    indices = np.stack([random.integers(-size, size, count) for size in shape[:depth]], axis=-1)
+    updates = random.uniform(0.9, 1.1, (count, *shape[depth:]))
+    x = random.uniform(0.9, 1.1, shape)
+    expected = x.copy()
+    ufunc.at(expected, tuple(indices.T), updates)
+    graph = graph_of(
+        {
+            "x": tensor_input("double", *shape),
+            "at": tensor_input("int64", count, depth),
+            "updates": tensor_input("double", count, *shape[depth:]),
+            "scatter": ("ScatterND", {"reduction": reduction}),
+            "y": ("Output", {}),
+        },
+        {
+            "scatter.data": "x.value",
+            "scatter.indices": "at.value",
+            "scatter.updates": "updates.value",
+            "y.value": "scatter.output",
+        },
+    )
+    session = Session(graph, threads=2)
+    for _ in range(10):
+        got = session.forward({"x": x, "at": indices, "updates": updates})["y"]
+        np.testing.assert_allclose(got, expected, rtol=1e-12)

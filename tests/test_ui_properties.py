@@ -57,6 +57,7 @@ def pane_of(window):
 def select(window, *ids):
     window.editor.canvas.select(list(ids))
     QTest.qWait(5)
+    pane_of(window).parameters.follow()
     return pane_of(window).parameters.rows
 
 
@@ -75,7 +76,7 @@ def write(row, text, end=Qt.Key.Key_Return):
 
 def undo(window):
     window.editor.undo()
-    QTest.qWait(5)
+    QTest.qWait(20)
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------

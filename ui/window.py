@@ -61,7 +61,6 @@ class Window(QMainWindow):
         self._make_commands()
         self.add_pane(ProblemsPane(editor), BOTTOM)
         self.add_pane(HistoryPane(editor), BOTTOM)
-        self._install()
         self._say = QLabel()
         self._say.setContentsMargins(8, 0, 0, 0)
         self._zoom = QLabel()
@@ -76,20 +75,13 @@ class Window(QMainWindow):
         self._show_title()
         self._show_possible()
         # Parts know the window, so they come after it.
-        from ui import exchange, find, keyboard, menus, palette, quick_drop, safekeeping, start
+        from ui import exchange, find, help, keyboard, menus, palette, properties, quick_drop, safekeeping, start
 
-        for part in (exchange, palette, quick_drop, menus, keyboard, find, safekeeping, start):
+        for part in (exchange, palette, properties, help, quick_drop, menus, keyboard, find, safekeeping, start):
             part.install(self)
         self._arrange_panes()
         if path is not None:
             self.open(path)
-
-    def _install(self) -> None:
-        # They know this module.
-        from ui import help, properties
-
-        properties.install(self)
-        help.install(self)
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

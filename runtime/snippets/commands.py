@@ -41,7 +41,9 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
     if as_json:
         print(json.dumps([asdict(one) for one in checked], indent=2))
         return any(one.problems for one in checked)
-    table = Table("picture", "graph", "snippet", "pixels", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("picture", "graph", "snippet", "pixels"):
+        table.add_column(heading, overflow="fold")  # names are cut in two, not off
     for one in checked:
         table.add_row(
             one.file,

@@ -91,7 +91,7 @@ class Viewer(NodeViewer):
         self.setFrameShape(QGraphicsView.Shape.NoFrame)
         self.viewport().setMouseTracking(True)
         self.acyclic = False  # the document decides
-        self.pipe_collision = True
+        self.pipe_collision = False  # theirs looks for a wire where the node was one event ago
         self._pressed_wire: PipeItem | None = None
         # Its menus would be built from files of code and its shortcuts would answer before the window's.
         self._ctx_menu_bar.clear()
@@ -276,6 +276,25 @@ class Viewer(NodeViewer):
             if items and isinstance(items[0], PipeItem):
                 self._pressed_wire = items[0]
         super().mousePressEvent(event)
+
+    def mouseMoveEvent(self, event: Any) -> None:  # noqa: N802
+        super().mouseMoveEvent(event)
+        if not self.LMB_state or self.is_wiring or not self._node_positions:
+            return
+        nodes, wires = self.selected_items()
+        for wire in wires:
+            wire.setSelected(False)
+        under = self._wire_under(nodes[0]) if len(nodes) == 1 else None
+        self.COLLIDING_state = under is not None
+        if under is not None:
+            under.setSelected(True)
+
+    def _wire_under(self, node: NodeItem) -> PipeItem | None:
+        """The wire that a node without wires was dragged onto."""
+        moved = QPointF(*node.xy_pos) - QPointF(*self._node_positions.get(node, node.xy_pos))
+        if node.pipes() or moved.manhattanLength() < GRID / 2:
+            return None
+        return next((item for item in node.collidingItems() if isinstance(item, PipeItem) and item.isVisible()), None)
 
     def mouseReleaseEvent(self, event: Any) -> None:  # noqa: N802
         wire, origin = self._pressed_wire, self._origin_pos

@@ -306,7 +306,7 @@ def paste(graph: Graph, other: Graph, at: tuple[float, float] | None = None, lab
             if state.type in NAMED and parameters.get("name") in taken and state.type != "Capture":
                 parameters["name"] = _fresh(str(parameters["name"]), taken)
             x, y = places[id]
-            layout = {**state.layout, "position": [round(x + shift[0], 1), round(y + shift[1], 1)]}
+            layout = {**_own_layout(graph, state), "position": [round(x + shift[0], 1), round(y + shift[1], 1)]}
             graph.apply(Add(NodeState(ids[id], state.type, parameters, layout, state.extra)))
         for target, source in other.wires.items():
             graph.apply(Wire(_moved(source, ids), _moved(target, ids)))
@@ -319,6 +319,15 @@ def paste(graph: Graph, other: Graph, at: tuple[float, float] | None = None, lab
                 if found is not value:
                     graph.set(new, key, found)
     return list(ids.values())
+
+
+def _own_layout(graph: Graph, state: NodeState) -> dict[str, Any]:
+    """A node's layout without a file of values that this document does not know: it lies beside another document."""
+    stored = [other.layout.get("source") for other in graph.nodes.values()]
+    files = [found.get("file") for found in stored if isinstance(found, Mapping)]
+    source = state.layout.get("source")
+    foreign = isinstance(source, Mapping) and "file" in source and source["file"] not in files
+    return {key: value for key, value in state.layout.items() if not (key == "source" and foreign)}
 
 
 def duplicate(graph: Graph, ids: Collection[str], offset: float = 30.0) -> list[str]:

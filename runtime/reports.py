@@ -18,10 +18,11 @@ from rich.table import Table
 
 from runtime.arrays import read_arrays, write_arrays
 from runtime.errors import FileError, Finding, GraphError, Severity
+from runtime.feeds import generated, retyped
 from runtime.files import load, save
 from runtime.graph import Graph
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType, ValueType
+from runtime.types import ElementType, TensorType
 
 if TYPE_CHECKING:
     from runtime.session import Session
@@ -30,9 +31,6 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS
 """Standard output. Lines are as long as they must be where it is no terminal, so that nothing is cut off."""
 
 errors = Console(stderr=True, highlight=False)
-
-DEFAULT_SIZE = 8
-"""What a symbolic dimension of a generated input is, unless --size says otherwise."""
 
 
 def opened(file: Path) -> Graph:
@@ -171,16 +169,7 @@ def _given(inputs: Sequence[str], session: Session) -> dict[str, Any]:
                 wanted = ", ".join(session.inputs) or "none"
                 raise FileError(path, f"holds {', '.join(arrays) or 'nothing'}; the graph's inputs: {wanted}.")
             values |= named
-    return {name: _retyped(value, session.inputs.get(name)) for name, value in values.items()}
-
-
-def _retyped(value: np.ndarray, wanted: ValueType | None) -> np.ndarray:
-    """Bytes as NumPy's files hold bfloat16 and the like, read as what the input wants."""
-    if isinstance(wanted, TensorType) and wanted.element is not None and value.dtype.kind == "V":
-        dtype = wanted.element.dtype
-        if dtype.itemsize == value.dtype.itemsize:
-            return value.view(dtype)
-    return value
+    return {name: retyped(value, session.inputs.get(name)) for name, value in values.items()}
 
 
 def _arrays(values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -193,7 +182,7 @@ def _arrays(values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Random values for the inputs that are not given: the same for the same seed."""
+    """Random values for the inputs that are not given and have no default."""
     symbols = {size for type_ in session.inputs.values() if isinstance(type_, TensorType) for size in type_.shape or ()}
     unknown = [name for name in sizes if name not in symbols]
     if unknown:
@@ -201,36 +190,8 @@ def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, i
         raise GraphError(
             Finding(f"--size {unknown[0]}: no input has such a dimension; there are: {known}.", code="size")
         )
-    chosen = dict(sizes)
-    for name, value in given.items():
-        type_ = session.inputs.get(name)
-        if isinstance(type_, TensorType) and type_.shape and hasattr(value, "shape"):
-            pairs = zip(type_.shape, value.shape, strict=False)
-            chosen = {str(size): number for size, number in pairs if isinstance(size, str)} | chosen
-    generator = np.random.default_rng(seed)
-    values: dict[str, Any] = {}
-    for name, type_ in session.inputs.items():
-        if name in given or name in session.optional:
-            continue
-        if not isinstance(type_, TensorType) or type_.element is None or type_.shape is None:
-            raise GraphError.at(name, "", f"an input of type {type_} cannot be made up.", "Give it: --input.", "input")
-        shape = tuple(size if isinstance(size, int) else chosen.get(str(size), DEFAULT_SIZE) for size in type_.shape)
-        values[name] = _random(generator, type_.element, shape, name)
-    return values
-
-
-def _random(generator: np.random.Generator, element: ElementType, shape: tuple[int, ...], name: str) -> np.ndarray:
-    if element is ElementType.STRING:
-        raise GraphError.at(name, "", "a tensor of strings cannot be made up.", "Give it: --input.", "input")
-    try:
-        if element.is_float or element.dtype.kind == "c":
-            return np.asarray(generator.standard_normal(shape, np.float32)).astype(element.dtype)
-        return generator.integers(0, 2, shape).astype(bool if element is ElementType.BOOL else element.dtype)
-    except (MemoryError, ValueError) as error:  # ValueError: more elements than an array can have
-        sizes = " x ".join(map(str, shape))
-        raise GraphError.at(
-            name, "", f"{sizes} elements do not fit into memory.", "Choose smaller ones: --size.", "size"
-        ) from error
+    types = {name: type_ for name, type_ in session.inputs.items() if name in given or name not in session.optional}
+    return generated(types, given, sizes, seed)
 
 
 def _description(value: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from qmoe_node.packing import pack
 from runtime import Graph, Session, Tensor, save
+from runtime.arrays import write_arrays
 from runtime.training.fillers import glorot_uniform
 from runtime.training.metrics import accuracy
 from runtime.training.optimizers import AdamW
@@ -26,6 +27,7 @@ from runtime.training.trainer import Settings, Trainer
 EXPERTS, TOP, PIXELS, INNER, CLASSES = 8, 2, 64, 32, 10
 BITS, BLOCK = 2, 32
 TEST = 360
+DATA = "digits_moe.data.npz"
 SEED = 7
 TRAINED = "trainable weight"
 
@@ -41,8 +43,9 @@ def classifier(name: str, doc: str, weights: dict[str, np.ndarray], *, quantized
     """x -> router -> experts -> classifier -> logits, and the loss beside y."""
     graph = Graph(name, opsets={"": 21, "com.microsoft": 1})
     graph.set("", "doc", doc, section="info")
-    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["images", PIXELS]})
-    graph.add("Input", "y", parameters={"type": "tensor(int64)", "shape": ["images"]})
+    data = {"source": {"file": DATA}}
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["images", PIXELS]}, layout=data)
+    graph.add("Input", "y", parameters={"type": "tensor(int64)", "shape": ["images"]}, layout=data)
     for id, array in weights.items():
         parameters: dict[str, object] = {"tensor": Tensor.from_array(array)}
         if array.dtype == np.float32:
@@ -163,6 +166,7 @@ def main() -> None:
         "classifier were tuned through QMoE's gradient.",
         section="info",
     )
+    write_arrays(folder / DATA, test)
     for graph in (floats, coarse, tuned):
         for form in ("yaml", "png"):
             save(graph, folder / f"{graph.name}.{form}")

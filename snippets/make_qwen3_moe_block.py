@@ -51,7 +51,7 @@ def block(quantized: Any, router: np.ndarray) -> Graph:
     graph = Graph(NAME, opsets={"": 23, "com.microsoft": 1})
     graph.set("", "doc", DOC, section="info")
     tokens = {"type": "tensor(float)", "shape": ["tokens", len(router)]}
-    graph.add("Input", "x", parameters=tokens)
+    graph.add("Input", "x", parameters=tokens, layout={"source": {"file": f"{NAME}.data.npz"}})
     add_tensor(graph, "router_weight", router, "trainable weight")
     graph.add("MatMul", "router")
     graph.wire("x.value", "router.A")

@@ -59,7 +59,8 @@ def press(window: Window, key: Qt.Key, held: Qt.KeyboardModifier = NONE) -> None
 
 
 def quick_drop() -> QuickDrop:
-    found = [w for w in QApplication.allWidgets() if isinstance(w, QuickDrop) and w.isVisible()]
+    viewers = [w.editor.canvas.viewer for w in QApplication.topLevelWidgets() if isinstance(w, Window)]
+    found = [popup for viewer in viewers for popup in viewer.window().findChildren(QuickDrop) if popup.isVisible()]
     assert len(found) == 1
     return found[0]
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from ui import library  # before anything of Qt  # noqa: F401
 
 # isort: split
-from PySide6.QtCore import QSettings, Qt
+from PySide6.QtCore import QSettings, Qt, QTimer
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QApplication
 
 from ui import theme
 from ui.window import Window
+
+WARM_UP_AFTER = 1500
+"""Milliseconds from the window to the process that runs graphs, which takes a second to start."""
 
 
 def application(look: str | None = None) -> QApplication:
@@ -38,4 +41,5 @@ def edit(path: Path | None = None, look: str | None = None) -> int:
     running = application(look)
     window = Window(path)
     window.show()
+    QTimer.singleShot(WARM_UP_AFTER, window, window.runner.warm_up)
     return running.exec()

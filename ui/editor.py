@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Editor(QObject):
     edited = Signal(object)
     """The document heard an edit (of undo and redo too)."""
     checked = Signal(list)
-    """The findings after the last edits."""
+    """The findings after the last edits, and those of the last run."""
     selection_changed = Signal(list)
     """The ids of the selected nodes."""
     title_changed = Signal()
@@ -36,6 +36,7 @@ class Editor(QObject):
         self.graph = Graph()
         self.path: Path | None = None
         self.findings: list[Finding] = []
+        self.reported: list[Finding] = []
         self._end_listening: Callable[[], None] = lambda: None
         self._changed = False
         self.canvas.checked.connect(self._on_checked)
@@ -62,6 +63,7 @@ class Editor(QObject):
         """Shows another document, with what `ui.canvas.mirror.prepare` made of it if that was done before."""
         self._end_listening()
         self.graph, self.path, self._changed = graph, path, changed
+        self.reported = []
         self.canvas.show(graph, prepared)
         # Panes hear of an edit after the canvas has drawn it.
         self._end_listening = graph.listen(self._hear)
@@ -91,9 +93,14 @@ class Editor(QObject):
         if not was:
             self.title_changed.emit()
 
+    def report(self, findings: Iterable[Finding]) -> None:
+        """Lists what the last run found, beside the findings of the check, until the next run."""
+        self.reported = list(findings)
+        self.checked.emit([*self.findings, *self.reported])
+
     def _on_checked(self, findings: list[Finding]) -> None:
         self.findings = findings
-        self.checked.emit(findings)
+        self.checked.emit([*findings, *self.reported])
 
     @property
     def errors(self) -> list[Finding]:

@@ -18,7 +18,7 @@ from ui import theme
 from ui.canvas.items import NodeItem
 from ui.editor import Editor
 from ui.facts import link, port_html
-from ui.window import RIGHT, Window
+from ui.window import BELOW_RIGHT, Window
 
 REST = 60
 """Milliseconds for which the mouse rests on a node before it is told of."""
@@ -206,5 +206,5 @@ def _paragraphs(text: str) -> str:
 def install(window: Window) -> None:
     """Adds the pane, hidden at first, and its command."""
     pane = HelpPane(window.editor)
-    dock = window.add_pane(pane, RIGHT, shown=False)
-    window.command("Help", "Context help", lambda: dock.setVisible(not dock.isVisible()), "Ctrl+H")
+    dock = window.add_pane(pane, BELOW_RIGHT, shown=False)
+    window.command("Help", "Context help", lambda: dock.hide() if dock.isVisible() else dock.show(), "Ctrl+H")

@@ -92,7 +92,7 @@ class PalettePane(QWidget):
 
     def _family(self, label: str, members: list[type[Node]], family: str) -> QTreeWidgetItem:
         row = QTreeWidgetItem([f"{label}"])
-        row.setForeground(0, QBrush(theme.colour(theme.current().title(family))))
+        row.setForeground(0, QBrush(theme.colour(theme.readable(theme.current().title(family)))))
         row.setFont(0, theme.font(12, bold=True))
         row.addChildren([self._row(member) for member in members])
         self.tree.addTopLevelItem(row)
@@ -157,7 +157,6 @@ def install(window: Window) -> None:
 
     def find() -> None:
         window.panes["Palette"].show()
-        window.panes["Palette"].raise_()
         pane.field.setFocus()
         pane.field.selectAll()
 

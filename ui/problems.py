@@ -36,7 +36,7 @@ class ProblemsPane(QWidget):
         self.list.itemClicked.connect(self._jump)
         self.list.itemActivated.connect(self._activate)
         editor.checked.connect(self.show_findings)
-        self.show_findings(editor.findings)
+        self.show_findings([*editor.findings, *editor.reported])
 
     def show_findings(self, findings: list[Finding]) -> None:
         """Lists findings, errors first."""

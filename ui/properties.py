@@ -61,12 +61,12 @@ def install(window: Window) -> None:
     dock = window.add_pane(pane, RIGHT)
 
     def go() -> None:
-        dock.setVisible(True)
+        dock.show()
         pane.go()
 
     def opened(id: str) -> None:
         if id in editor.graph.nodes and editor.graph.nodes[id].type == "Initializer":
-            dock.setVisible(True)
+            dock.show()
             pane.show_tensor()
 
     editor.canvas.node_opened.connect(opened)

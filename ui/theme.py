@@ -25,6 +25,11 @@ def colour(rgb: Colour, alpha: int = 255) -> QColor:
     return QColor(*rgb, alpha)
 
 
+def readable(rgb: Colour) -> Colour:
+    """A colour as text has it: lighter on a dark background."""
+    return rgb if _current is LIGHT else blend(rgb, _current.ink, 0.55)
+
+
 @cache
 def _family() -> str:
     """The name under which Qt knows the font; the application's own if it cannot be loaded."""
@@ -94,9 +99,7 @@ def _sheet(theme: Theme) -> str:
     line = css(blend(theme.edge, theme.background, 0.45))
     return f"""
     QToolTip {{ color: {css(theme.ink)}; background: {css(theme.box)}; border: 1px solid {line}; padding: 4px; }}
-    QMainWindow::separator {{ background: {line}; width: 1px; height: 1px; }}
-    QDockWidget {{ font-weight: 600; }}
-    QDockWidget::title {{ padding: 5px 8px; background: {css(theme.terminal)}; }}
+    QSplitter::handle {{ background: {line}; }}
     QTreeView, QListView, QTableView, QPlainTextEdit, QTextBrowser {{ border: none; }}
     QHeaderView::section {{ background: {css(theme.terminal)}; border: none; padding: 3px 6px; }}
     QStatusBar {{ border-top: 1px solid {line}; }}
@@ -104,6 +107,8 @@ def _sheet(theme: Theme) -> str:
     QToolButton {{ padding: 3px 8px; border-radius: 4px; }}
     QToolButton:hover {{ background: {css(blend(theme.selected, theme.background, 0.18))}; }}
     QToolButton:checked {{ background: {css(blend(theme.selected, theme.background, 0.32))}; }}
+    QTabBar {{ qproperty-drawBase: 0; }}
+    QTabWidget::pane {{ border: none; border-top: 1px solid {line}; }}
     QTabBar::tab {{ padding: 5px 12px; border: none; }}
     QTabBar::tab:selected {{ border-bottom: 2px solid {css(theme.selected)}; }}
     QLineEdit, QSpinBox, QComboBox {{ padding: 2px 4px; }}

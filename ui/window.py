@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QSettings, Qt, Signal
+from PySide6.QtCore import QByteArray, QSettings, Signal
 from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
     QApplication,
-    QDockWidget,
     QFileDialog,
     QLabel,
     QMainWindow,
     QMenu,
     QMessageBox,
-    QTabWidget,
     QToolBar,
     QVBoxLayout,
     QWidget,
@@ -25,18 +23,19 @@ from PySide6.QtWidgets import (
 from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
 from ui import theme
+from ui.collecting import Collector
 from ui.editor import Editor
 from ui.history import HistoryPane
 from ui.minimap import MiniMap
 from ui.opening import Loaded, OpeningBar, is_large
 from ui.problems import ProblemsPane
+from ui.sides import Area, Pane, Sides
+
+if TYPE_CHECKING:
+    from ui.running import Runner
 
 MENUS = ("File", "Edit", "Insert", "Diagram", "Run", "View", "Help")
-LEFT, RIGHT, BOTTOM = (
-    Qt.DockWidgetArea.LeftDockWidgetArea,
-    Qt.DockWidgetArea.RightDockWidgetArea,
-    Qt.DockWidgetArea.BottomDockWidgetArea,
-)
+LEFT, RIGHT, BELOW_RIGHT, BOTTOM = Area.LEFT, Area.RIGHT, Area.BELOW_RIGHT, Area.BOTTOM
 FILES = "Graphs (*.yaml *.yml *.png *.onnx);;All files (*)"
 
 
@@ -50,8 +49,10 @@ class Window(QMainWindow):
         super().__init__()
         self.editor = editor = Editor(self)
         self.commands: dict[str, QAction] = {}
-        self.panes: dict[str, QDockWidget] = {}
+        self.panes: dict[str, Pane] = {}
         self._kept: list[object] = []
+        self._collector = Collector(self)
+        self.runner: Runner
         self._covers: list[QWidget] = []
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
@@ -71,15 +72,16 @@ class Window(QMainWindow):
         editor.edited.connect(lambda edit: self._show_possible())
         editor.document_changed.connect(self._show_possible)
         editor.canvas.viewer.moved_view.connect(self._show_zoom)
-        self.resize(1500, 950)
         self._show_title()
         self._show_possible()
         # Parts know the window, so they come after it.
-        from ui import exchange, find, help, keyboard, menus, palette, properties, quick_drop, safekeeping, start
+        from ui.parts import PARTS
 
-        for part in (exchange, palette, properties, help, quick_drop, menus, keyboard, find, safekeeping, start):
+        for part in PARTS:
             part.install(self)
-        self._arrange_panes()
+        self.panes["Palette"].show()
+        self.resize(1500, 950)
+        self._recall()
         if path is not None:
             self.open(path)
 
@@ -91,7 +93,9 @@ class Window(QMainWindow):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
         layout.addWidget(self.editor.canvas.viewer)
-        self.setCentralWidget(middle)
+        self._middle = middle
+        self.sides = Sides(middle)
+        self.setCentralWidget(self.sides)
         self.minimap = MiniMap(self.editor, middle)
         self.opening = OpeningBar(middle)
         self.opening.loaded.connect(self._loaded)
@@ -100,7 +104,7 @@ class Window(QMainWindow):
 
     def add_bar(self, bar: QWidget) -> None:
         """Puts a bar above the canvas."""
-        layout = self.centralWidget().layout()
+        layout = self._middle.layout()
         assert isinstance(layout, QVBoxLayout)
         layout.insertWidget(0, bar)
 
@@ -109,34 +113,19 @@ class Window(QMainWindow):
         self._covers.append(page)
         self._place_map()
 
-    def add_pane(self, pane: QWidget, area: Qt.DockWidgetArea, *, shown: bool = True) -> QDockWidget:
-        """Docks a pane, which has a `title`, in an area, as a tab beside those that are there already."""
+    def add_pane(self, pane: QWidget, area: Area, *, shown: bool = True) -> Pane:
+        """Puts a pane, which has a `title`, into an area, as a tab beside those that are there already."""
         title = str(getattr(pane, "title"))  # noqa: B009
-        dock = QDockWidget(title)
-        dock.setObjectName(title)
-        dock.setWidget(pane)
-        self.addDockWidget(area, dock)
-        others = [other for other in self.panes.values() if self.dockWidgetArea(other) == area]
-        if others:
-            self.tabifyDockWidget(others[-1], dock)
-            others[0].raise_()
-        self.panes[title] = dock
-        action = dock.toggleViewAction()
-        self.menus["View"].addAction(action)
-        dock.setVisible(shown)
-        return dock
+        made = self.panes[title] = Pane(title, pane, self.sides.sides[area])
+        self.menus["View"].addAction(made.action)
+        if shown:
+            made.list()
+        return made
 
-    def _arrange_panes(self) -> None:
-        """Gives panes their first sizes: most of the room is the canvas's."""
-        for area, size, way in (
-            (LEFT, 230, Qt.Orientation.Horizontal),
-            (RIGHT, 320, Qt.Orientation.Horizontal),
-            (BOTTOM, 190, Qt.Orientation.Vertical),
-        ):
-            docks = [dock for dock in self.panes.values() if self.dockWidgetArea(dock) == area]
-            self.resizeDocks(docks, [size] * len(docks), way)
-        self.setTabPosition(LEFT | RIGHT, QTabWidget.TabPosition.North)
-        self.panes["Palette"].raise_()
+    def show_pane(self, title: str) -> None:
+        """Brings a pane to the front and gives it the keys."""
+        self.panes[title].show()
+        self.panes[title].widget().setFocus()
 
     def keep(self, part: object) -> None:
         """Keeps a part that is no widget for as long as the window lives."""
@@ -188,6 +177,20 @@ class Window(QMainWindow):
             page.setGeometry(room)
             page.raise_()
 
+    def _remember(self) -> None:
+        """Stores the window's size and the edges between panes."""
+        settings = QSettings()
+        settings.setValue("geometry", self.saveGeometry())
+        self.sides.remember(settings)
+
+    def _recall(self) -> None:
+        """Puts the window and its edges where they were the last time."""
+        settings = QSettings()
+        geometry = settings.value("geometry")
+        if isinstance(geometry, QByteArray):
+            self.restoreGeometry(geometry)
+        self.sides.recall(settings)
+
     # -- what is shown ------------------------------------------------------------------------------------------------
 
     def say(self, text: str) -> None:
@@ -217,7 +220,7 @@ class Window(QMainWindow):
         QSettings().setValue("theme", name)
         self.editor.canvas.refresh()
         self.editor.canvas.viewer.scene().update()
-        self.editor.checked.emit(self.editor.findings)
+        self.editor.report(self.editor.reported)
 
     # -- files --------------------------------------------------------------------------------------------------------
 
@@ -310,7 +313,9 @@ class Window(QMainWindow):
         if not self.is_safe_to_leave():
             event.ignore()
             return
+        self._remember()
         self.closing.emit()
         QApplication.clipboard().clear()  # what is still there at the end would be freed too late
         self.editor.close()
+        self._collector.end()
         event.accept()

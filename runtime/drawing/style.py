@@ -27,6 +27,7 @@ class Theme:
     terminal: Colour
     error: Colour
     warning: Colour
+    ok: Colour
     selected: Colour
     shade: float
     """How much of a title's or a wire's colour is left; the rest is that of the background."""
@@ -52,6 +53,7 @@ LIGHT = Theme(
     terminal=_rgb("#f0f3f6"),
     error=_rgb("#d3222a"),
     warning=_rgb("#c77700"),
+    ok=_rgb("#16864a"),
     selected=_rgb("#1677d2"),
     shade=1.0,
 )
@@ -67,6 +69,7 @@ DARK = Theme(
     terminal=_rgb("#2d343c"),
     error=_rgb("#ff5c61"),
     warning=_rgb("#f0a63a"),
+    ok=_rgb("#4cc283"),
     selected=_rgb("#4aa8ff"),
     shade=0.82,
 )

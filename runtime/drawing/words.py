@@ -50,6 +50,14 @@ def number_text(value: Any) -> str:
     return str(value)
 
 
+def seconds_text(seconds: float) -> str:
+    """A time with three digits, in the unit that fits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size * 0.9995:
+            return f"{seconds / size:.3g} {unit}" if seconds < 999.5 * size else f"{seconds / size:,.0f} {unit}"
+    return f"{seconds * 1e6:.1f} µs"
+
+
 def value_text(value: Any) -> str:
     """The value of a parameter in a few letters."""
     value = value.value if isinstance(value, Typed) else value

@@ -198,6 +198,8 @@ class NodeItem(AbstractNodeItem):
         """What an overlay shows, 0 to 1; None if nothing."""
         self.loads: tuple[float, ...] = ()
         """The share of each expert, for the strip on a mixture."""
+        self.probes: dict[str, int] = {}
+        """The numbers of probes at outputs."""
         self._inputs: dict[str, PortItem] = {}
         self._outputs: dict[str, PortItem] = {}
         self._chips: tuple[tuple[str, float], ...] = ()
@@ -416,7 +418,8 @@ class NodeItem(AbstractNodeItem):
         whole = QRectF(0, 0, box.width, box.height)
         is_tensor = box.kind == "Initializer"
         radius = 3.0 if is_tensor else PILL_HEIGHT / 2
-        painter.setBrush(theme.colour(look.terminal))
+        fill = look.terminal if self.tint is None else blend(look.warning, look.terminal, 0.75 * self.tint)
+        painter.setBrush(theme.colour(fill))
         pen = self._edge(box)
         if not is_tensor and not self.isSelected() and box.severity is None:
             pen = QPen(theme.colour(blend(colour, look.edge, 0.8)), 1.4)
@@ -474,7 +477,16 @@ class NodeItem(AbstractNodeItem):
                 share = load / largest if largest > 0 else 0.0
                 painter.setBrush(theme.colour(blend(look.warning, look.terminal, share)))
                 painter.drawRect(QRectF(number * step, box.height + 1, step - 0.5, 5))
-        if self.badge:
+        for terminal in box.outputs if self.probes else ():
+            if terminal.port in self.probes:
+                painter.setPen(Qt.PenStyle.NoPen)
+                painter.setBrush(theme.colour(look.selected))
+                flag = QRectF(box.width + 3, terminal.y + 3, 11, 11)
+                painter.drawRoundedRect(flag, 3, 3)
+                painter.setPen(theme.colour(look.title_ink))
+                painter.setFont(theme.font(9, bold=True))
+                painter.drawText(flag, Qt.AlignmentFlag.AlignCenter, str(self.probes[terminal.port]))
+        if self.badge and not box.pill:  # pills stand too close for it
             painter.setFont(theme.font(SMALL_SIZE))
             painter.setPen(theme.colour(look.faint))
             painter.drawText(QPointF(2.0, -3.0), self.badge)

@@ -161,4 +161,5 @@ class Editor(QObject):
     def close(self) -> None:
         """Ends following the document."""
         self._end_listening()
+        self._end_listening = lambda: None
         self.canvas.close()

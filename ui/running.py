@@ -45,6 +45,7 @@ class Runner(QObject):
         """Files outside the document's folder that were chosen for inputs, by the Input node's id: for this session."""
         self.result: Result | None = None
         self.progress: Progressed | None = None
+        self._job = 0
         self._is_partial = False
         self._edited_meanwhile: set[str] = set()
         self._stale: set[str] = set()
@@ -96,6 +97,7 @@ class Runner(QObject):
     def forget(self) -> None:
         """Drops the last run's result, and stops one that is under way: another document is shown."""
         self.worker.cancel()
+        self._job = 0  # its end, if that has not been heard yet, says nothing about this document
         self.result, self.progress = None, None
         self._stale.clear()
         self.files.clear()
@@ -117,7 +119,7 @@ class Runner(QObject):
         try:
             feeds = feeds_of(graph, editor.path.parent if editor.path is not None else None, self.files)
             probes = probes_of(graph)
-            self.worker.run(
+            self._job = self.worker.run(
                 graph,
                 feeds,
                 backend=self.backend,
@@ -174,6 +176,8 @@ class Runner(QObject):
 
     def _take(self, event: Event) -> None:
         match event:
+            case _ if event.job != self._job:
+                pass
             case Started(_, reason):
                 self._editor.told.emit(f"Running: {reason}." if reason else "Running.")
             case Progressed():

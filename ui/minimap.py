@@ -22,10 +22,16 @@ class MiniMap(QWidget):
         self.setCursor(Qt.CursorShape.PointingHandCursor)
         self.setAccessibleName("Mini map")
         self._later = QTimer(self, singleShot=True, interval=40)
-        self._later.timeout.connect(self.update)
+        self._later.timeout.connect(self._look)
         editor.canvas.viewer.moved_view.connect(self._later.start)
         editor.edited.connect(lambda edit: self._later.start())
         editor.document_changed.connect(self._later.start)
+
+    def _look(self) -> None:
+        """Shows itself while there is something that is not visible: else it would only cover what is."""
+        area = self._editor.canvas.area()
+        self.setVisible(not area.isEmpty() and not self._editor.canvas.viewer.visible().contains(area))
+        self.update()
 
     def _whole(self) -> QRectF:
         return self._editor.canvas.area().united(self._editor.canvas.viewer.visible())

@@ -26,7 +26,6 @@ class Overlays(QObject):
         self._runner, self._editor = runner, window.editor
         self.shown: Overlay = "none"
         group = QActionGroup(self)
-        window.menus["View"].addSeparator()
         for overlay, (text, keys) in CHOICES.items():
             action = window.command("View", text, lambda overlay=overlay: self.choose(overlay), keys)  # type: ignore[misc]
             action.setCheckable(True)

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from ui import (
     exchange,
+    export,
     feeding,
     find,
     help,
@@ -18,12 +19,14 @@ from ui import (
     quick_drop,
     running,
     safekeeping,
+    shortcuts,
     start,
     wire_tip,
 )
 
 PARTS: tuple[ModuleType, ...] = (
     exchange,
+    export,
     palette,
     properties,
     help,
@@ -38,4 +41,29 @@ PARTS: tuple[ModuleType, ...] = (
     find,
     safekeeping,
     start,
+    shortcuts,
 )
+
+MENUS: dict[str, tuple[str, ...]] = {
+    "File": (
+        *("New", "Open…", "Open recent", "", "Save", "Save as…", "Save selection as snippet picture…", ""),
+        *("Export as ONNX…", "Export as picture…", "", "Quit"),
+    ),
+    "Edit": (
+        *("Undo", "Redo", "", "Cut", "Copy", "Copy as plain picture", "Paste", "Duplicate", ""),
+        *("Remove", "Remove and rewire", "Bypass", "Rename…", "", "Find…", "Select all"),
+        *("Select what feeds it", "Select what it feeds"),
+    ),
+    "Insert": ("Quick drop…", "Find in the palette", "Wire from the selected node…"),
+    "Diagram": ("Clean up", "Frame", "", "Remove broken wires"),
+    "Run": (
+        *("Run", "Run backward", "Run to here", "Stop", "", "Probe", "", "On onnxruntime", "On numpy", ""),
+        *("Measure time per node", "Stop at NaN or infinity"),
+    ),
+    "View": (
+        *("Fit", "Zoom 1:1", "Zoom in", "Zoom out", "", "No overlay", "Overlay: time", "Overlay: gradient", ""),
+        *("Dark theme", "Go to properties", ""),
+    ),
+    "Help": ("Context help", "Shortcuts…"),
+}
+"""What stands in each menu, in order; "" is a line. What is not named here follows at the end."""

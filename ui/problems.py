@@ -57,6 +57,10 @@ class ProblemsPane(QWidget):
                 row.addChild(offer)
             self.list.addTopLevelItem(row)
             row.setExpanded(True)
+        if not findings:
+            row = QTreeWidgetItem(["", "Nothing is wrong."])
+            row.setForeground(1, QBrush(theme.colour(look.faint)))
+            self.list.addTopLevelItem(row)
 
     def _jump(self, row: QTreeWidgetItem) -> None:
         finding, remedy = row.data(0, _FINDING), row.data(0, _REMEDY)

@@ -70,5 +70,4 @@ def install(window: Window) -> None:
             pane.show_tensor()
 
     editor.canvas.node_opened.connect(opened)
-    window.menus["View"].addSeparator()
     window.command("View", "Go to properties", go, "Alt+Return")

@@ -32,6 +32,8 @@ class Runner(QObject):
     """A run began, went on or ended, or the document has been edited since."""
     finished = Signal(object)
     """A run ended well: the Result."""
+    failed = Signal()
+    """A run could not begin, or ended badly."""
 
     def __init__(self, editor: Editor, parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -214,6 +216,7 @@ class Runner(QObject):
             if finding.node in self._editor.graph.nodes:
                 self._editor.canvas.reveal(finding.node)
                 break
+        self.failed.emit()
 
     def _hear(self, edit: Any) -> None:
         """Notes whose values are no longer those of the last run: what was edited, and all that it feeds."""
@@ -258,9 +261,7 @@ class RunTools(QObject):
         self.back = add("Run", "Run backward", self._go_back, "F6")
         self.here = add("Run", "Run to here", self._go_here, "Ctrl+F5")
         self.halt = add("Run", "Stop", runner.stop, "Ctrl+.")
-        window.menus["Run"].addSeparator()
         self._make_choices()
-        window.menus["Run"].addSeparator()
         self.times = self._switch("Measure time per node", "measures_times")
         self.numerics = self._switch("Stop at NaN or infinity", "checks_numerics")
         self.numerics.setToolTip("Names the first node whose output is not finite")
@@ -281,6 +282,7 @@ class RunTools(QObject):
             window.statusBar().addPermanentWidget(widget)
             widget.hide()
         runner.changed.connect(self.show_state)
+        runner.failed.connect(window.panes["Problems"].show)
         self._editor.checked.connect(lambda findings: self.show_state())
         self.show_state()
 

@@ -105,9 +105,12 @@ class Sides(QSplitter):
         for splitter in self._splitters():
             splitter.setHandleWidth(1)
             splitter.setChildrenCollapsible(False)
+
+    def share_out(self) -> None:
+        """Gives the sides their first sizes: most of the room is the canvas's."""
         self._across.setSizes([230, 890, 380])
-        self._right.setSizes([560, 260])
-        self.setSizes([720, 210])
+        self._right.setSizes([520, 300])
+        self.setSizes([700, 210])
 
     def _splitters(self) -> tuple[QSplitter, ...]:
         return (self, self._across, self._right)

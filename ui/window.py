@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QByteArray, QSettings, Signal
+from PySide6.QtCore import QByteArray, QSettings, QSize, Signal
 from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
     QApplication,
@@ -57,6 +57,7 @@ class Window(QMainWindow):
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
+        self.tools.setIconSize(QSize(16, 16))
         self.addToolBar(self.tools)
         self._make_canvas()
         self._make_commands()
@@ -75,12 +76,15 @@ class Window(QMainWindow):
         self._show_title()
         self._show_possible()
         # Parts know the window, so they come after it.
+        from ui.parts import MENUS as ORDER
         from ui.parts import PARTS
 
         for part in PARTS:
             part.install(self)
+        self._order_menus(ORDER)
         self.panes["Palette"].show()
         self.resize(1500, 950)
+        self.sides.share_out()
         self._recall()
         if path is not None:
             self.open(path)
@@ -143,6 +147,23 @@ class Window(QMainWindow):
         self.commands[text] = action
         return action
 
+    def _order_menus(self, order: Mapping[str, Sequence[str]]) -> None:
+        """Puts the actions of menus into an order; lines are drawn where a text is empty."""
+        for name, texts in order.items():
+            menu = self.menus[name]
+            others = [action for action in menu.actions() if not action.isSeparator()]
+            for action in menu.actions():
+                menu.removeAction(action)
+            by_text = {action.text(): action for action in others} | self.commands
+            for text in texts:
+                found = by_text.get(text)
+                if found in others and found is not None:
+                    menu.addAction(found)
+                    others.remove(found)
+                elif not text:
+                    menu.addSeparator()
+            menu.addActions(others)
+
     def _make_commands(self) -> None:
         editor, canvas = self.editor, self.editor.canvas
         add = self.command
@@ -150,11 +171,9 @@ class Window(QMainWindow):
         add("File", "Open…", self.ask_open, QKeySequence.StandardKey.Open)
         add("File", "Save", self.save, QKeySequence.StandardKey.Save)
         add("File", "Save as…", self.ask_save, "Ctrl+Shift+S")
-        self.menus["File"].addSeparator()
         add("File", "Quit", self.close, QKeySequence.StandardKey.Quit)
         add("Edit", "Undo", editor.undo, QKeySequence.StandardKey.Undo)
         add("Edit", "Redo", editor.redo, "Ctrl+Shift+Z")
-        self.menus["Edit"].addSeparator()
         add("Edit", "Remove", editor.remove_selected, QKeySequence.StandardKey.Delete)
         add("Edit", "Select all", lambda: canvas.select(list(editor.graph.nodes)), QKeySequence.StandardKey.SelectAll)
         add("Diagram", "Clean up", lambda: canvas.clean_up(canvas.selected or None), "Ctrl+U")
@@ -163,7 +182,6 @@ class Window(QMainWindow):
         add("View", "Zoom in", lambda: canvas.viewer.zoom_by(1.25), QKeySequence.StandardKey.ZoomIn)
         add("View", "Zoom out", lambda: canvas.viewer.zoom_by(0.8), QKeySequence.StandardKey.ZoomOut)
         add("View", "Dark theme", self.toggle_theme)
-        self.menus["View"].addSeparator()
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         super().resizeEvent(event)

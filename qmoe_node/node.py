@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from qmoe_node.activations import NAMES
 from qmoe_node.attributes import QUANT_TYPES
 from qmoe_node.checks import FLOAT_TYPES, examine
 from runtime.node import FLOATS, In, Inference, Node, NodeContext, Out, Parameter
-from runtime.types import TensorType
+from runtime.types import TensorType, ValueType
 
 _WEIGHTS = (
     "Codes of fewer than 8 bits are packed along the last axis, the lowest bits of a byte first. With quant_type 'fp4' "
@@ -235,6 +235,18 @@ class QMoE(Node):
 
         chosen = route_tokens(layer_of(inputs, attributes), inputs)
         return {"experts": chosen.indices, "weights": chosen.weights}
+
+    @staticmethod
+    def weight_errors(
+        types: Mapping[str, ValueType],
+        arrays: Mapping[str, np.ndarray],
+        attributes: Mapping[str, Any],
+        floats: Mapping[str, np.ndarray],
+    ) -> Iterator[dict[str, float]]:
+        """For each expert, how far its weights are from float ones; see `qmoe_node.twin.weight_errors`."""
+        from qmoe_node.twin import weight_errors
+
+        return weight_errors(types, arrays, attributes, floats)
 
     @staticmethod
     def tensor_views(port: str, type_: TensorType, attributes: Mapping[str, Any]) -> Any:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from ui import (
     exchange,
+    experts,
     export,
     feeding,
     find,
@@ -34,6 +35,7 @@ PARTS: tuple[ModuleType, ...] = (
     overlays,
     feeding,
     probes,
+    experts,
     wire_tip,
     quick_drop,
     menus,

@@ -1,0 +1,51 @@
+"""How far a layer's dequantized weights are from those of a float layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from qmoe_node.checks import examine
+from qmoe_node.kernel import expert_weights
+from qmoe_node.layer import Layer, Projection
+from runtime.errors import Finding, GraphError, Severity
+from runtime.types import ValueType
+
+
+def weight_errors(
+    types: Mapping[str, ValueType],
+    arrays: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Any],
+    floats: Mapping[str, np.ndarray],
+) -> Iterator[dict[str, float]]:
+    """For each expert, ||Q - W|| / ||W|| by projection ("fc1", "fc2", "fc3"), Q being the dequantized weights.
+
+    `types` are those of all inputs of the QMoE node by port, `arrays` its tensors, `attributes` its own. `floats` are
+    the weights W of a MoE node by port, float [experts, rows, columns]; its rows are in the same order. GraphError if
+    the node makes no layer, or W has another shape.
+    """
+    layer, findings = examine("", types, attributes)
+    if layer is None:
+        raise GraphError(finding for finding in findings if finding.severity is Severity.ERROR)
+    for projection in layer.projections:
+        _check(layer, projection, floats)
+    for expert in range(layer.experts):
+        yield {p.name: _error(p, arrays, floats[p.port("experts_weights")], expert) for p in layer.projections}
+
+
+def _check(layer: Layer, projection: Projection, floats: Mapping[str, np.ndarray]) -> None:
+    port = projection.port("experts_weights")
+    expected = (layer.experts, projection.rows, projection.columns)
+    found = floats[port].shape if port in floats else None
+    if found != expected:
+        text = f"the float weights are {list(found) if found else 'not there'}; expected {list(expected)}."
+        raise GraphError(Finding(text, "", port, code="twin"))
+
+
+def _error(projection: Projection, arrays: Mapping[str, np.ndarray], floats: np.ndarray, expert: int) -> float:
+    wanted = floats[expert].astype(np.float64)
+    apart = np.linalg.norm(expert_weights(projection, arrays, expert) - wanted)
+    size = np.linalg.norm(wanted)
+    return float(apart / size) if size else float("inf") if apart else 0.0

@@ -310,9 +310,7 @@ def written(graph: Graph, text: Corpus, start: str, count: int, temperature: flo
     numbers = [text.alphabet.index(character) for character in start]
     for _ in range(count):
         known = numbers[-LENGTH:]
-        window = np.zeros(
-            (1, LENGTH), np.int64
-        )  # what stands behind the known characters does not count: all is causal
+        window = np.zeros((1, LENGTH), np.int64)  # the zeros behind what is known do not count: all is causal
         window[0, : len(known)] = known
         logits = session.forward({"x": window, "y": window})["logits"][len(known) - 1].astype(np.float64)
         numbers.append(drawn(random, logits, temperature))
@@ -375,9 +373,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Trains, quantizes and tunes a small language model of characters.")
     parser.add_argument("--quick", action="store_true", help="a small part of the text: seconds, not minutes")
     parser.add_argument("--picture", type=Path, help="where the losses go as a PNG")
-    parser.add_argument(
-        "--threads", type=int, default=2, help="threads of ONNX Runtime; other numbers, other roundings"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime; other numbers, other roundings")
     arguments = parser.parse_args()
     run(QUICK if arguments.quick else Plan(), arguments.picture, arguments.threads)
 

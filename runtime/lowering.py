@@ -96,6 +96,8 @@ class Site(Tape):
         graph = self.node.graph
         assert graph is not None
         graph.insert_before(self.node, self.nodes)
+        for value in (value for node in self.nodes for value in node.outputs if value.type is None):
+            value.shape = None  # a model holds no shape without an element type
         for old, new in zip(self.node.outputs, results, strict=False):
             name, old.name = old.name, None
             new.name = name

@@ -157,6 +157,23 @@ def test_accumulated_gradients_count_as_their_mean() -> None:
     np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_scalars_stay_scalars(accumulate: int) -> None:
+    graph = linear()
+    one = {"tensor": Tensor.from_array(np.float32(2)), "training_type": "trainable weight"}
+    graph.add("Initializer", "factor", parameters=one)
+    graph.add("Mul", "scaled")
+    for source, target in (("x.value", "scaled.A"), ("factor.value", "scaled.B")):
+        graph.wire(source, target)
+    graph.cut("product.A")
+    graph.wire("scaled.C", "product.A")
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, Adam(), accumulate=accumulate, average=0.5))
+    for apply in (False, True, True):
+        runner.run({"x": np.ones(4, np.float32)}, 0.1, apply)
+    runner.restore(runner.carried())
+    assert {runner.carried()[name].shape for name in ("step", "factor", "average.factor")} == {()}
+
+
 def test_averages_follow_the_weights() -> None:
     runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), average=0.75))
     average = np.array([1, -2, 0.5, 3])
@@ -374,14 +391,14 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run() -> None:
         Trainer(classifier(), data, settings()).run()
 
 
-def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
-    whole = Trainer(classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "whole", threads=1)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, accumulate: int) -> None:
+    options = settings(epochs=6, average=0.9, accumulate=accumulate)
+    whole = Trainer(classifier(), DATA, options, folder=tmp_path / "whole", threads=1)
     expected = weights(whole.run())
-    part = Trainer(classifier(), DATA, settings(epochs=2, average=0.9), folder=tmp_path / "part", threads=1)
+    part = Trainer(classifier(), DATA, replace(options, epochs=2), folder=tmp_path / "part", threads=1)
     part.run()
-    again = Trainer(
-        classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "part", resume=True, threads=1
-    )
+    again = Trainer(classifier(), DATA, options, folder=tmp_path / "part", resume=True, threads=1)
     assert again.epoch == 2
     got = weights(again.run())
     assert {name: array.tobytes() for name, array in got.items()} == {n: a.tobytes() for n, a in expected.items()}

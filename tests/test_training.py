@@ -230,11 +230,70 @@ def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
         lambda: Trainer(classifier(), DATA, Settings(losses={"logits": 1.0})),
         lambda: Trainer(classifier(), DATA, Settings(losses={"lost": 1.0})),
         lambda: Trainer(classifier(), DATA, resume=True),
+        lambda: Settings(patience=2),
+        lambda: Schedule(rate=np.inf),
+        lambda: Schedule(kind="step", factor=np.nan),
+        lambda: Trainer(classifier(), {"x": X, "y": Y[0]}),
     ],
 )
 def test_wrong_options_are_refused(make: Any) -> None:
     with pytest.raises(GraphError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": X[:, :4]}, "x: Dimension 1 must be 6; 4 came"),
+        ({"x": X.astype(np.float64)}, "x: The elements must be tensor"),
+        ({"y": Y.astype(np.int32)}, "y: The elements must be"),
+        ({"y": Y[:, None]}, "y: A tensor of shape"),
+        ({"y": Y[0]}, "y is a single number"),
+    ],
+)
+def test_data_of_other_types_are_refused_before_training(changed: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(GraphError) as error:
+        Trainer(classifier(), {**DATA, **changed})
+    assert message.replace("tensor", "") in str(error.value).replace("tensor", "")
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("mse:logits:y", r"two arrays of the same shape; logits is \[24, 3\], y \[24\]"),
+        ("perplexity:logits", "expected one number"),
+        ("accuracy:loss:y", "as many classes as samples"),
+        ("top-2:logits:far", "expected classes from 0 to 2; far has others"),
+    ],
+)
+def test_metrics_say_what_does_not_fit(metric: str, message: str) -> None:
+    data = {**DATA, "far": Y + 5}
+    with pytest.raises(GraphError, match=message):
+        Trainer(classifier(), data, settings(epochs=1, metrics=[Metric.parse(metric)])).run()
+
+
+def test_gradients_that_are_no_numbers_stop_the_run() -> None:
+    """The loss does not show what has become of the weights before the next step."""
+    graph = linear()
+    graph.set("w", "tensor", Tensor.from_array(np.zeros((1, 4), np.float32)))
+    graph.set("x", "shape", ["samples", 4])
+    graph.add("Sqrt", "root")
+    graph.cut("sum.data")
+    graph.wire("product.C", "root.X")
+    graph.wire("root.Y", "sum.data")
+    with pytest.raises(GraphError, match="The length of the gradients is"):
+        Trainer(graph, {"x": np.ones((8, 4), np.float32)}, Settings(epochs=1)).run()
+
+
+def test_logs_are_json_even_if_numbers_are_not(tmp_path: Path) -> None:
+    data = {**DATA, "x": X.copy()}
+    data["x"][-1, 1] = np.nan
+    trainer = Trainer(classifier(), data, settings(epochs=2), folder=tmp_path)
+    trainer.run()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=pytest.fail)["validation loss"] for line in lines]
+    assert found == [None, None] and np.isnan(trainer.history[0]["validation loss"])
+    curve.save_curve(tmp_path / "curve.png", trainer.history, ["loss", "validation loss"])
 
 
 # First values, and metrics

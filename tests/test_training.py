@@ -174,6 +174,20 @@ def test_scalars_stay_scalars(accumulate: int) -> None:
     assert {runner.carried()[name].shape for name in ("step", "factor", "average.factor")} == {()}
 
 
+def test_the_coefficient_is_for_previous_nodes_only() -> None:
+    """A weight of the node itself has the gradient that `Session.backward` gives it."""
+    graph = classifier()
+    graph.set("second", "lda coeff", 0.25)
+    session = Session(graph, threads=1)
+    session.forward(DATA)
+    expected = session.backward({"loss": 1.0})
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, SGD()), threads=1)
+    before = runner.weights()
+    runner.run(DATA, 1.0)
+    for name, weight in runner.weights().items():
+        np.testing.assert_allclose(before[name] - weight, expected[name], atol=1e-6)
+
+
 def test_averages_follow_the_weights() -> None:
     runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), average=0.75))
     average = np.array([1, -2, 0.5, 3])

@@ -21,6 +21,8 @@ def test_the_script_tunes_away_what_rounding_cost(tmp_path: Path) -> None:
     found = {name: float(share) for name, share in re.findall(r"(\w+): .* split, ([\d.]+)% of the test", done.stdout)}
     assert found["digits_moe_float"] > 91
     assert found["digits_moe_quantized"] + 1 < found["digits_moe"] <= found["digits_moe_float"] + 1
+    for name in ("digits_moe_quantized_4_bits", "digits_moe_4_bits"):
+        assert abs(found[name] - found["digits_moe_float"]) < 1
     for file in SNIPPETS.glob("digits_moe*.yaml"):
         again, shipped = load(tmp_path / file.name), load(file)
         assert again.section("info") == shipped.section("info") and again.wires == shipped.wires

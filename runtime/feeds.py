@@ -44,6 +44,26 @@ class Source:
         """`file`, `values` or `random`."""
         return "file" if self.file else "values" if self.values is not None else "random"
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether `file` names a file of arrays beside the document or below, on every system."""
+        path = PurePosixPath(self.file)
+        return (
+            path.suffix.lower() in FORMS
+            and not path.is_absolute()
+            and ".." not in path.parts
+            and "\\" not in self.file
+            and not PureWindowsPath(self.file).drive
+            and "\0" not in self.file
+        )
+
+    def place(self, folder: Path) -> Path:
+        """The file. GraphError if a link leads out of the document's folder."""
+        path = (folder / self.file).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise GraphError(Finding(f"{self.file} leads out of the document's folder.", code="input"))
+        return path
+
 
 def source_of(graph: Graph, id: str) -> Source:
     """Where an Input node's values come from. GraphError if its layout says it in no known way."""
@@ -53,7 +73,7 @@ def source_of(graph: Graph, id: str) -> Source:
     if not isinstance(stored, Mapping) or len(stored) != 1:
         raise _wrong(id, stored)
     ((kind, value),) = stored.items()
-    if kind == "file" and isinstance(value, str) and _is_inside(value):
+    if kind == "file" and isinstance(value, str) and Source(file=value).is_inside:
         return Source(file=value)
     if kind == "values" and _count(value) <= MOST_TYPED:
         return Source(values=value)
@@ -230,23 +250,7 @@ def _place(id: str, source: Source, folder: Path | None) -> Path | None:
     if folder is None:
         text = f"its values are in {source.file}, beside the document; but that is in no file yet."
         raise GraphError.at(id, "value", text, "Save the document, or choose the file anew.", "input")
-    path = (folder / source.file).resolve()
-    if not path.is_relative_to(folder.resolve()):  # a link may lead out
-        raise GraphError.at(id, "value", f"{source.file} leads out of the document's folder.", code="input")
-    return path
-
-
-def _is_inside(file: str) -> bool:
-    """Whether a name is that of a file of arrays beside the document or below, on every system."""
-    path = PurePosixPath(file)
-    return (
-        path.suffix.lower() in FORMS
-        and not path.is_absolute()
-        and ".." not in path.parts
-        and "\\" not in file
-        and not PureWindowsPath(file).drive
-        and "\0" not in file
-    )
+    return source.place(folder)
 
 
 def _count(values: Any, depth: int = 0) -> float:

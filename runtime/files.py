@@ -50,11 +50,8 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[F
     the file cannot be written, GraphError if the graph cannot.
     """
     path = Path(path)
-    form = _form(path, YAML + PICTURES[:1] + ONNX)
-    if path.is_dir():
-        raise FileError(path, "is a folder; expected the name of a file.")
-    if not path.absolute().parent.is_dir():
-        raise FileError(path, f"cannot be written: there is no folder {path.parent}.")
+    check_destination(path)
+    form = path.suffix.lower()
     if form not in ONNX and target is not None:
         raise FileError(path, f"a snippet has no target; {target!r} is for .onnx files.", code="name")
     if form in PICTURES:
@@ -69,6 +66,15 @@ def save(graph: Graph, path: str | Path, *, target: str | None = None) -> list[F
     from runtime.onnx_files import save_onnx
 
     return save_onnx(graph, path, target=target or "onnxruntime")
+
+
+def check_destination(path: Path, forms: tuple[str, ...] = YAML + PICTURES[:1] + ONNX) -> None:
+    """FileError if nothing can be written there by the name: a wrong ending, or no such folder."""
+    _form(path, forms)
+    if path.is_dir():
+        raise FileError(path, "is a folder; expected the name of a file.")
+    if not path.absolute().parent.is_dir():
+        raise FileError(path, f"cannot be written: there is no folder {path.parent}.")
 
 
 def _form(path: Path, forms: tuple[str, ...]) -> str:

@@ -96,6 +96,8 @@ class Site(Tape):
         graph = self.node.graph
         assert graph is not None
         graph.insert_before(self.node, self.nodes)
+        for value in (value for node in self.nodes for value in node.outputs if value.type is None):
+            value.shape = None  # a model holds no shape without an element type
         for old, new in zip(self.node.outputs, results, strict=False):
             name, old.name = old.name, None
             new.name = name
@@ -168,6 +170,8 @@ def write_forms(model: ir.Model) -> None:
             raise named(error, site.id) from error
         results = (results,) if isinstance(results, Expr) else tuple(results)
         site.replace(*(op.Identity(x).value if x.value.producer() not in site.nodes else x.value for x in results))
+        for node in site.nodes:  # what the document says of the node, it says of its parts
+            node.metadata_props.update(site.node.metadata_props)
 
     _rewrite(model, lambda node_type: node_type.form is not None, rewrite, False)
     used = {node.domain for node, _ in _all_nodes(model)} | {""}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.gradients.expressions import Expr, Formulas
+from runtime.types import ElementType
 
 if TYPE_CHECKING:
     from runtime.lowering import Site
@@ -31,13 +32,13 @@ def lower(site: Site) -> None:
     rows = op.Reshape(counted(op, op.ReduceProd(ahead, keepdims=0)), ahead, allowzero=1)
     width = op.ReduceProd(behind, keepdims=0)
     places = op.Reshape(op.GatherND(rows, indices), [-1, 1]) * width + counted(op, width)
-    combined = op.ScatterElements(
-        op.Reshape(data, [-1]),
-        op.Reshape(places, [-1]),
-        op.Reshape(updates, [-1]),
-        axis=0,
-        reduction=reduction,
-    )
+    element = data.type.element
+    flat, changes = op.Reshape(data, [-1]), op.Reshape(updates, [-1])
+    if element in (ElementType.FLOAT16, ElementType.BFLOAT16):  # neither kernel combines these
+        flat, changes = flat.cast(ElementType.FLOAT), changes.cast(ElementType.FLOAT)
+    combined = op.ScatterElements(flat, op.Reshape(places, [-1]), changes, axis=0, reduction=reduction)
+    if element is not None:
+        combined = combined.cast(element)
     site.replace(op.Reshape(combined, shape, allowzero=1).value)
 
 

@@ -52,7 +52,7 @@ class Tape:
         node.name = name or self.unique(operator)
         node.metadata_props[OWNER] = self.owner
         for index, value in enumerate(node.outputs):
-            value.name = f"{self.unique(operator)}.{index}"
+            value.name = self.unique(operator, f".{index}")
         self.nodes.append(node)
         return node.outputs
 
@@ -60,12 +60,12 @@ class Tape:
         """A small constant."""
         return self.op("Constant", [], value=ir.tensor(np.asarray(value, dtype)))
 
-    def unique(self, what: str) -> str:
+    def unique(self, what: str, end: str = "") -> str:
         """A name for a new node or value that belongs to this tape."""
         while True:
             self._count[0] += 1
-            name = f"{self.prefix}/{what}.{self._count[0]}"
-            if name not in self.taken and f"{name}.0" not in self.taken:  # a model may have been written to before
+            name = f"{self.prefix}/{what}.{self._count[0]}{end}"
+            if name not in self.taken:  # a model may have been written to before
                 return name
 
     def inner(self) -> Tape:

@@ -30,8 +30,9 @@ UNFIT = (
     "test_training_dropout",
     "test_dropout_random",
     "softmax_precision",
+    "_opset19",
 )
-"""Cases that draw random numbers, or ask for less precision."""
+"""Cases that draw random numbers, ask for less precision, or are of a version whose form the newest no longer has."""
 LEFT_OUT = frozenset("AffineGrid Cast CastLike Col2Im DequantizeLinear Dropout GridSample Resize Split".split())
 """Operators whose cases do not show much in double precision, or have sizes that are no constants: tests of their own
 try them."""

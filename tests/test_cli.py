@@ -481,6 +481,9 @@ def test_export_of_a_training_step(qmoe: Qmoe, tmp_path: Path) -> None:
         (["train", "c.yaml", "--data", "c.npz", "--validation", "1.5"], "validation", 2),
         (["train", "c.yaml", "--data", "c.npz", "--resume"], "folder", 2),
         (["train", BLOCK, "--data", "c.npz"], "A loss is one number", 1),
+        (["train", "c.yaml", "--data", "c.npz", "--output", "c.txt"], "expected a name that ends with one of", 2),
+        (["train", "c.yaml", "--data", "c.npz", "--output", "none/c.yaml"], "there is no folder none", 1),
+        (["train", "c.yaml", "--data", "c.npz", "--curve", "c.jpg"], "expected a name that ends with", 2),
         (["export-training", "c.yaml", "step.yaml"], "written as .onnx", 2),
     ],
 )
@@ -492,3 +495,12 @@ def test_training_that_cannot_be_is_told_in_sentences(
     ended = qmoe(*words)
     assert ended.code == code
     assert said in ended.err and "Traceback" not in ended.err
+    assert "epoch" not in ended.out, "what is wrong is told before anything is trained"
+
+
+def test_data_that_are_no_inputs_change_nothing(qmoe: Qmoe, tmp_path: Path) -> None:
+    save(classifier(), tmp_path / "c.yaml")
+    np.savez(tmp_path / "c.npz", **TRAINING_DATA)
+    np.savez(tmp_path / "more.npz", other=np.zeros(3, np.float32))
+    words = ["train", "c.yaml", "--data", "c.npz", "--schedule", "cosine", "--epochs", "2", "--threads", "1"]
+    assert qmoe(*words).out == qmoe(*words, "--data", "more.npz").out

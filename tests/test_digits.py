@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime import Session, load
+from runtime import Session, load, save
 from runtime.training.metrics import accuracy
 
 SNIPPETS = Path(__file__).parent.parent / "snippets"
@@ -21,6 +21,8 @@ def test_the_script_tunes_away_what_rounding_cost(tmp_path: Path) -> None:
     found = {name: float(share) for name, share in re.findall(r"(\w+): .* split, ([\d.]+)% of the test", done.stdout)}
     assert found["digits_moe_float"] > 91
     assert found["digits_moe_quantized"] + 1 < found["digits_moe"] <= found["digits_moe_float"] + 1
+    for name in ("digits_moe_quantized_4_bits", "digits_moe_4_bits"):
+        assert abs(found[name] - found["digits_moe_float"]) < 1
     for file in SNIPPETS.glob("digits_moe*.yaml"):
         again, shipped = load(tmp_path / file.name), load(file)
         assert again.section("info") == shipped.section("info") and again.wires == shipped.wires
@@ -33,3 +35,12 @@ def test_the_shipped_classifier_is_right_on_both_backends() -> None:
     logits = [Session(graph, backend).forward({"x": x, "y": y})["logits"] for backend in ("numpy", "onnxruntime")]
     assert accuracy(logits[0], y) > 0.91
     assert np.abs(logits[0] - logits[1]).max() < 1e-5 * np.abs(logits[0]).max()
+
+
+def test_a_file_of_it_is_read_written_and_run_again(tmp_path: Path) -> None:
+    graph, x, y = load(SNIPPETS / "digits_moe.yaml"), np.ones((3, 64), np.float32), np.zeros(3, np.int64)
+    expected = Session(graph).forward({"x": x, "y": y})["logits"]
+    for number in range(3):
+        save(graph, tmp_path / f"{number}.onnx")
+        graph = load(tmp_path / f"{number}.onnx")
+        np.testing.assert_allclose(Session(graph).forward({"x": x, "y": y})["logits"], expected, rtol=1e-5, atol=1e-6)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx.reference.ops.op_grid_sample import GridSample
 
-from runtime import Graph, GraphError, Session, Tensor
+from runtime import Graph, GraphError, Session, Tensor, load
 from tests.gradient_checks import compare, graph_of
 from tests.gradient_table import case_graph, node_cases
 
@@ -538,6 +540,42 @@ def test_the_coefficient_is_for_previous_nodes_only() -> None:
         assert session.last_run.kept == {"before": 48, "node": 48}  # tanh's output, for itself and as a factor
     np.testing.assert_allclose(found[1]["x"], 0.25 * found[0]["x"], rtol=1e-12)
     np.testing.assert_array_equal(found[1]["w"], found[0]["w"])
+
+
+CALL = """<ir_version: 10, opset_import: ["":21, "own":1]>
+g (double[3] a, double[3] b) => (double[3] y) { y = own.Several (a, b) }
+<domain: "own", opset_import: ["":21]>
+Several (a, b) => (r) { s = Mul (a, b)  t = Tanh (s)  q = Neg (t)  r = Mul (q, b) }
+"""
+
+
+@pytest.mark.parametrize("kind", ["own.Several", "qmoe.loss.MeanSquaredError", "LayerNormalization"])
+def test_the_coefficient_counts_once_for_nodes_of_many_parts(kind: str, tmp_path: Path) -> None:
+    fed = {"a": np.array([0.1, 0.2, 0.3]), "b": np.array([1.0, 2.0, 0.5])}
+    if kind == "own.Several":
+        onnx.save(onnx.parser.parse_model(CALL), tmp_path / "call.onnx")
+        graph = load(tmp_path / "call.onnx")
+    else:
+        graph = Graph("g", opsets={"": 21})
+        for name in fed:
+            graph.add("Input", name, parameters={"type": "tensor(double)", "shape": [3]})
+        graph.add(kind, "node")
+        node_type = graph.node_type("node")
+        assert node_type is not None
+        for name, port in zip(fed, node_type.inputs, strict=False):
+            graph.wire(f"{name}.value", f"node.{port.name}")
+        graph.add("Output", "y")
+        graph.wire(f"node.{node_type.outputs[0].name}", "y.value")
+    (node,) = (id for id, state in graph.nodes.items() if state.type == kind)
+    found = []
+    for coefficient in (1.0, 0.25):
+        graph.set(node, "lda coeff", coefficient)
+        session = Session(graph)
+        session.forward(fed)
+        found.append(session.backward({"y": 1.0}))
+    for name in fed:
+        np.testing.assert_allclose(found[1][name], 0.25 * found[0][name], rtol=1e-12)
+        assert np.any(found[0][name] != 0)
 
 
 def test_a_node_that_is_not_in_training_mode_keeps_nothing() -> None:

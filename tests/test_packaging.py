@@ -51,7 +51,7 @@ def readme_lines(first_word: str) -> list[list[str]]:
     [
         *("pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md", ".ci/run"),
         *("qmoe_node/__init__.py", "runtime/__init__.py", "ui/__init__.py"),
-        *("snippets", "benchmarks/__main__.py", "tests/conformance.py", "docs"),
+        *("snippets", "examples/character_model.py", "benchmarks/__main__.py", "tests/conformance.py", "docs"),
     ],
 )
 def test_the_repository_has_what_it_promises(name: str) -> None:

@@ -701,3 +701,72 @@ def test_scatter_nd_loses_nothing_to_other_threads(
     for _ in range(10):
         got = session.forward({"x": x, "at": indices, "updates": updates})["y"]
         np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "onnxruntime"])
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.int8, np.int64])
+@pytest.mark.parametrize("reduction", ["add", "mul", "max", "min"])
+@pytest.mark.parametrize("count", [0, 6])
+def test_scatter_nd_of_other_numbers_and_of_none(backend: Any, dtype: Any, reduction: str, count: int) -> None:
+    random = np.random.default_rng(1)
+    indices = np.stack([random.integers(-size, size, count) for size in (3, 4)], axis=-1)
+    updates = random.integers(0, 4, (count, 2)).astype(dtype)
+    x = random.integers(0, 4, (3, 4, 2)).astype(dtype)
+    expected = x.astype(np.int64)
+    ufunc = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}[reduction]
+    ufunc.at(expected, tuple(indices.T), updates.astype(np.int64))
+    element = str(Tensor.from_array(x).type).partition("(")[2].partition(")")[0].partition(",")[0]
+    graph = graph_of(
+        {
+            "x": tensor_input(element, "a", "b", "c"),
+            "at": tensor_input("int64", "count", 2),
+            "updates": tensor_input(element, "count", "c"),
+            "scatter": ("ScatterND", {"reduction": reduction}),
+            "y": ("Output", {}),
+        },
+        {
+            "scatter.data": "x.value",
+            "scatter.indices": "at.value",
+            "scatter.updates": "updates.value",
+            "y.value": "scatter.output",
+        },
+    )
+    got = Session(graph, backend=backend).forward({"x": x, "at": indices, "updates": updates})["y"]
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got.astype(np.int64), expected)
+
+
+SCATTERS = """<ir_version: 10, opset_import: ["":21, "own":1]>
+g (bool c, float[5,4] x, int64[n,1] i, float[n,4] u, int64 t) => (float[5,4] y, float[5,4] z, float[5,4] w) {
+    y = If (c) <
+        then_branch = a () => (float[5,4] p) { p = ScatterND <reduction="add"> (x, i, u) },
+        else_branch = b () => (float[5,4] q) { k = Neg (u)  q = ScatterND <reduction="add"> (x, i, k) }>
+    on = Constant <value = bool {1}> ()
+    z = Loop (t, on, x) <body = l (int64 it, bool ci, float[5,4] v) => (bool co, float[5,4] vo)
+        { co = Identity (ci)  vo = ScatterND <reduction="add"> (v, i, u) }>
+    w = own.Scatter (x, i, u)
+}
+<domain: "own", opset_import: ["":21]>
+Scatter (d, j, e) => (r) { r = ScatterND <reduction="add"> (d, j, e) }
+"""
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_scatter_nd_in_subgraphs_and_functions(
+    condition: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    import onnx
+
+    from runtime import load
+
+    onnx.save(onnx.parser.parse_model(SCATTERS), tmp_path / "scatters.onnx")
+    graph = load(tmp_path / "scatters.onnx")
+    random = np.random.default_rng(0)
+    indices, updates = random.integers(-5, 5, (40, 1)), random.uniform(0, 1, (40, 4)).astype(np.float32)
+    fed = {"c": np.array(condition), "x": np.zeros((5, 4), np.float32), "i": indices, "u": updates, "t": np.array(3)}
+    got = Session(graph).forward(fed)
+    once = np.zeros((5, 4), np.float32)
+    np.add.at(once, indices[:, 0], updates)
+    for name, factor in {"y": 1 if condition else -1, "z": 3, "w": 1}.items():
+        np.testing.assert_allclose(got[name], factor * once, rtol=1e-5)
+    assert "".join(capfd.readouterr()) == "" and not caplog.records

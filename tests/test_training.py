@@ -157,6 +157,37 @@ def test_accumulated_gradients_count_as_their_mean() -> None:
     np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_scalars_stay_scalars(accumulate: int) -> None:
+    graph = linear()
+    one = {"tensor": Tensor.from_array(np.float32(2)), "training_type": "trainable weight"}
+    graph.add("Initializer", "factor", parameters=one)
+    graph.add("Mul", "scaled")
+    for source, target in (("x.value", "scaled.A"), ("factor.value", "scaled.B")):
+        graph.wire(source, target)
+    graph.cut("product.A")
+    graph.wire("scaled.C", "product.A")
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, Adam(), accumulate=accumulate, average=0.5))
+    for apply in (False, True, True):
+        runner.run({"x": np.ones(4, np.float32)}, 0.1, apply)
+    runner.restore(runner.carried())
+    assert {runner.carried()[name].shape for name in ("step", "factor", "average.factor")} == {()}
+
+
+def test_the_coefficient_is_for_previous_nodes_only() -> None:
+    """A weight of the node itself has the gradient that `Session.backward` gives it."""
+    graph = classifier()
+    graph.set("second", "lda coeff", 0.25)
+    session = Session(graph, threads=1)
+    session.forward(DATA)
+    expected = session.backward({"loss": 1.0})
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, SGD()), threads=1)
+    before = runner.weights()
+    runner.run(DATA, 1.0)
+    for name, weight in runner.weights().items():
+        np.testing.assert_allclose(before[name] - weight, expected[name], atol=1e-6)
+
+
 def test_averages_follow_the_weights() -> None:
     runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), average=0.75))
     average = np.array([1, -2, 0.5, 3])
@@ -213,11 +244,70 @@ def test_schedules(options: dict[str, Any], expected: list[float]) -> None:
         lambda: Trainer(classifier(), DATA, Settings(losses={"logits": 1.0})),
         lambda: Trainer(classifier(), DATA, Settings(losses={"lost": 1.0})),
         lambda: Trainer(classifier(), DATA, resume=True),
+        lambda: Settings(patience=2),
+        lambda: Schedule(rate=np.inf),
+        lambda: Schedule(kind="step", factor=np.nan),
+        lambda: Trainer(classifier(), {"x": X, "y": Y[0]}),
     ],
 )
 def test_wrong_options_are_refused(make: Any) -> None:
     with pytest.raises(GraphError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x": X[:, :4]}, "x: Dimension 1 must be 6; 4 came"),
+        ({"x": X.astype(np.float64)}, "x: The elements must be tensor"),
+        ({"y": Y.astype(np.int32)}, "y: The elements must be"),
+        ({"y": Y[:, None]}, "y: A tensor of shape"),
+        ({"y": Y[0]}, "y is a single number"),
+    ],
+)
+def test_data_of_other_types_are_refused_before_training(changed: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(GraphError) as error:
+        Trainer(classifier(), {**DATA, **changed})
+    assert message.replace("tensor", "") in str(error.value).replace("tensor", "")
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("mse:logits:y", r"two arrays of the same shape; logits is \[24, 3\], y \[24\]"),
+        ("perplexity:logits", "expected one number"),
+        ("accuracy:loss:y", "as many classes as samples"),
+        ("top-2:logits:far", "expected classes from 0 to 2; far has others"),
+    ],
+)
+def test_metrics_say_what_does_not_fit(metric: str, message: str) -> None:
+    data = {**DATA, "far": Y + 5}
+    with pytest.raises(GraphError, match=message):
+        Trainer(classifier(), data, settings(epochs=1, metrics=[Metric.parse(metric)])).run()
+
+
+def test_gradients_that_are_no_numbers_stop_the_run() -> None:
+    """The loss does not show what has become of the weights before the next step."""
+    graph = linear()
+    graph.set("w", "tensor", Tensor.from_array(np.zeros((1, 4), np.float32)))
+    graph.set("x", "shape", ["samples", 4])
+    graph.add("Sqrt", "root")
+    graph.cut("sum.data")
+    graph.wire("product.C", "root.X")
+    graph.wire("root.Y", "sum.data")
+    with pytest.raises(GraphError, match="The length of the gradients is"):
+        Trainer(graph, {"x": np.ones((8, 4), np.float32)}, Settings(epochs=1)).run()
+
+
+def test_logs_are_json_even_if_numbers_are_not(tmp_path: Path) -> None:
+    data = {**DATA, "x": X.copy()}
+    data["x"][-1, 1] = np.nan
+    trainer = Trainer(classifier(), data, settings(epochs=2), folder=tmp_path)
+    trainer.run()
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    found = [json.loads(line, parse_constant=pytest.fail)["validation loss"] for line in lines]
+    assert found == [None, None] and np.isnan(trainer.history[0]["validation loss"])
+    curve.save_curve(tmp_path / "curve.png", trainer.history, ["loss", "validation loss"])
 
 
 # First values, and metrics
@@ -374,14 +464,14 @@ def test_a_loss_that_is_no_number_any_more_stops_the_run() -> None:
         Trainer(classifier(), data, settings()).run()
 
 
-def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path) -> None:
-    whole = Trainer(classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "whole", threads=1)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, accumulate: int) -> None:
+    options = settings(epochs=6, average=0.9, accumulate=accumulate)
+    whole = Trainer(classifier(), DATA, options, folder=tmp_path / "whole", threads=1)
     expected = weights(whole.run())
-    part = Trainer(classifier(), DATA, settings(epochs=2, average=0.9), folder=tmp_path / "part", threads=1)
+    part = Trainer(classifier(), DATA, replace(options, epochs=2), folder=tmp_path / "part", threads=1)
     part.run()
-    again = Trainer(
-        classifier(), DATA, settings(epochs=6, average=0.9), folder=tmp_path / "part", resume=True, threads=1
-    )
+    again = Trainer(classifier(), DATA, options, folder=tmp_path / "part", resume=True, threads=1)
     assert again.epoch == 2
     got = weights(again.run())
     assert {name: array.tobytes() for name, array in got.items()} == {n: a.tobytes() for n, a in expected.items()}

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import ui.library  # before Qt
-
 # isort: split
 import numpy as np
 import pytest

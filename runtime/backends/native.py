@@ -131,7 +131,7 @@ class NativePiece:
             if isinstance(value, onnxruntime.OrtValue):
                 binding.bind_ortvalue_input(name, value)
             else:
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                binding.bind_cpu_input(name, np.asarray(value, order="C"))  # ascontiguousarray has no scalars
         for name in wanted:
             binding.bind_output(name)
         try:

@@ -23,6 +23,9 @@ from runtime.gradients.expressions import Expr, Formulas
 from runtime.tape import OWNER
 from runtime.types import Shape
 
+WEIGHT = "qmoe.weight"
+"""The entry of a value's `meta` that is true for a weight that has become an input of its model."""
+
 Gradients: TypeAlias = "Expr | Sequence[Expr | None] | None"
 Rule: TypeAlias = "Callable[[Call], Gradients]"
 
@@ -163,7 +166,7 @@ class _Walk:
         self._check_kept(node, tape.nodes[start:])
         coefficient = json.loads(node.metadata_props.get(PREFIX + "lda coeff", "1"))
         for value, gradient in found.items():
-            if coefficient != 1 and not value.is_initializer():
+            if coefficient != 1 and not is_weight(value) and not _is_within(node, value):
                 gradient = gradient * coefficient
             before = self.gradients.get(value)
             self.gradients[value] = gradient if before is None else before + gradient
@@ -199,7 +202,7 @@ class _Walk:
         """GraphError if the backward pass reads numbers of a node that keeps none."""
         if json.loads(node.metadata_props.get(PREFIX + "training?", "true")):
             return
-        own = {*node.outputs, *(value for value in read_by(node) if value is not None and not value.is_initializer())}
+        own = {*node.outputs, *(value for value in read_by(node) if value is not None and not is_weight(value))}
         for new in written:
             if new.op_type != "Shape" and any(value in own for value in new.inputs):
                 raise GraphError.at(
@@ -260,6 +263,17 @@ class _Walk:
     @property
     def _set(self) -> set[ir.Node]:
         return set(self.nodes)
+
+
+def is_weight(value: ir.Value) -> bool:
+    """Whether a value belongs to the node that reads it, rather than to one before it."""
+    return value.is_initializer() or bool(value.meta.get(WEIGHT))
+
+
+def _is_within(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a value is one of those inside the document's node that `node` is a part of."""
+    producer = value.producer()
+    return producer is not None and document_node(producer) == document_node(node)
 
 
 def live_values(nodes: Iterable[ir.Node], wanted: Collection[ir.Value]) -> set[ir.Value]:

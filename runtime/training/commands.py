@@ -14,7 +14,7 @@ import numpy as np
 
 from runtime.arrays import read_arrays
 from runtime.errors import FileError, Finding, GraphError
-from runtime.files import save
+from runtime.files import check_destination, save
 from runtime.graph import Graph
 from runtime.reports import console, errors, opened
 from runtime.training.curve import save_curve
@@ -23,7 +23,7 @@ from runtime.training.export import save_step
 from runtime.training.optimizers import OPTIMIZERS, Optimizer
 from runtime.training.schedules import Schedule
 from runtime.training.step import TOTAL, trainable_weights, training_step
-from runtime.training.trainer import Progress, Settings, Trainer
+from runtime.training.trainer import Progress, Settings, Trainer, finite
 
 
 def optimizer_of(name: str, options: Mapping[str, Any]) -> Optimizer:
@@ -79,13 +79,18 @@ def train(
         metrics=[Metric.parse(text) for text in metrics],
         **settings,
     )
-    samples = min((len(array) for array in arrays.values() if array.ndim), default=0)
+    inputs = [str(s.parameters.get("name") or id) for id, s in graph.nodes.items() if s.type == "Input"]
+    samples = min((len(arrays[name]) for name in inputs if name in arrays and arrays[name].ndim), default=0)
     training = samples - round(samples * chosen.validation)
     plan = dict(schedule)
     if plan["kind"] in ("linear", "cosine") and not plan["steps"]:
         plan["steps"] = max(1, chosen.epochs * -(-training // chosen.batch_size) - plan["warm_up"])
     chosen = replace(chosen, schedule=Schedule(**plan))
     trainer = Trainer(graph, arrays, chosen, folder=folder, resume=resume, backend=backend, threads=threads)
+    if output is not None:
+        check_destination(output)
+    if curve is not None:
+        check_destination(curve, (".png",))
     if not as_json:
         weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
         console.print(f"{graph.name or file.stem}: {weights:,} trainable weights, {training:,} samples", markup=False)
@@ -103,7 +108,12 @@ def train(
     if as_json:
         print(
             json.dumps(
-                {"file": str(file), "epochs": trainer.epoch, "history": trainer.history, "expert_load": trainer.loads},
+                {
+                    "file": str(file),
+                    "epochs": trainer.epoch,
+                    "history": [finite(entry) for entry in trainer.history],
+                    "expert_load": trainer.loads,
+                },
                 indent=2,
             )
         )

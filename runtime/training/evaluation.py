@@ -56,20 +56,27 @@ class Metric:
     def of(self, output: np.ndarray, target: np.ndarray) -> float:
         """The metric of one batch; of a perplexity its logarithm, which can be averaged over batches."""
         if self.kind == "perplexity":
+            if output.size != 1:
+                raise self._misfit(f"expected one number; {self.output} is {list(output.shape)}")
             return float(output.reshape(()))
         if self.kind == "mse":
+            if output.shape != target.shape:
+                came = f"{self.output} is {list(output.shape)}, {self.target} {list(target.shape)}"
+                raise self._misfit(f"expected two arrays of the same shape; {came}")
             return mean_squared_error(output, target)
         classes = target.argmax(-1) if target.shape == output.shape else target
         if output.ndim < 2 or classes.shape != output.shape[:-1]:
-            raise GraphError(
-                Finding(
-                    f"{self}: expected [samples, classes] and as many classes as samples, or one-hot rows; "
-                    f"{self.output} is {list(output.shape)}, {self.target} {list(target.shape)}.",
-                    code="shape",
-                )
+            raise self._misfit(
+                "expected [samples, classes] and as many classes as samples, or one-hot rows; "
+                f"{self.output} is {list(output.shape)}, {self.target} {list(target.shape)}"
             )
-        classes = classes.astype(np.int64)
+        classes, count = classes.astype(np.int64), output.shape[-1]
+        if classes.size and not 0 <= classes.min() <= classes.max() < count:
+            raise self._misfit(f"expected classes from 0 to {count - 1}; {self.target} has others")
         return accuracy(output, classes) if self.kind == "accuracy" else top_k_accuracy(output, classes, self.k)
+
+    def _misfit(self, why: str) -> GraphError:
+        return GraphError(Finding(f"{self}: {why}.", code="shape"))
 
 
 @dataclass(frozen=True, slots=True)

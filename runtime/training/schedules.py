@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import cos, pi
+from math import cos, inf, pi
 
 from runtime.errors import Finding, GraphError
 
@@ -32,8 +32,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise _wrong("kind", f"one of {', '.join(KINDS)}", self.kind)
-        if not self.rate >= 0 or not self.end >= 0:
-            raise _wrong("rate and end", "at least 0", min(self.rate, self.end))
+        for name, number in (("rate", self.rate), ("end", self.end), ("factor", self.factor)):
+            if not 0 <= number < inf:
+                raise _wrong(name, "a number that is at least 0", number)
         if self.kind in ("linear", "cosine") and self.steps < 1:
             raise _wrong("steps", "how many steps the rate falls over", self.steps)
         if self.warm_up < 0 or self.every < 1:

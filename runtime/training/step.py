@@ -15,7 +15,7 @@ from runtime.check import Checker
 from runtime.compile import compile_graph
 from runtime.errors import Finding, GraphError, Severity
 from runtime.gradients.expressions import Expr, Formulas
-from runtime.gradients.walk import pull_back
+from runtime.gradients.walk import WEIGHT, pull_back
 from runtime.graph import Graph
 from runtime.lowering import names_of, write_forms
 from runtime.nodes.terminals import Initializer
@@ -170,6 +170,7 @@ class _Writer:
         graph = self.model.graph
         value = graph.initializers.pop(name)
         value.const_value = None
+        value.meta[WEIGHT] = True
         if value not in graph.inputs:
             graph.inputs.append(value)
         self.batch = tuple(other for other in self.batch if other != name)

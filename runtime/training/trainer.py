@@ -14,8 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from runtime.atomic import replacing
+from runtime.backends.inputs import Acceptor
 from runtime.errors import FileError, Finding, GraphError
 from runtime.graph import Graph
+from runtime.onnx_types import from_ir_type
 from runtime.routing import mixtures
 from runtime.session import Session
 from runtime.tensors import Tensor
@@ -24,7 +26,7 @@ from runtime.training.evaluation import Evaluation, Metric, evaluate
 from runtime.training.optimizers import Adam, Optimizer
 from runtime.training.runner import StepRunner
 from runtime.training.schedules import Schedule
-from runtime.training.step import TOTAL, trainable_weights, training_step
+from runtime.training.step import NORM, TOTAL, trainable_weights, training_step
 
 CHECKPOINT = "checkpoint.zip"
 LOG = "log.jsonl"
@@ -70,6 +72,8 @@ class Settings:
             raise _option(f"average must be at least 0 and less than 1; {self.average} came.")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise _option(f"clip_norm must be more than 0; {self.clip_norm} came.")
+        if self.patience and not self.validation:
+            raise _option("patience needs samples that are held back: set validation.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +119,9 @@ class Trainer:
         self._options: dict[str, Any] = {"backend": backend, "threads": threads}
         self._data = self._checked(data)
         samples = len(next(iter(self._data.values())))
-        held_back = round(samples * settings.validation)
-        if settings.validation and not 0 < held_back < samples:
+        self._training = self._share(samples)
+        if settings.validation and not 0 < self._training < samples:
             raise _option(f"validation {settings.validation} of {samples} samples leaves one of the two parts empty.")
-        self._training = samples - held_back
         self._samples = samples
         self._runner = StepRunner(self._step, backend, threads)
         self._folder = None if folder is None else Path(folder)
@@ -165,10 +168,12 @@ class Trainer:
                 self._steps_done += 1
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value * len(rows)
-                if not math.isfinite(losses[TOTAL]):
+                what = "loss is" if not math.isfinite(losses[TOTAL]) else "length of the gradients is"
+                value = losses[TOTAL] if what == "loss is" else losses[NORM]
+                if not math.isfinite(value):
                     raise GraphError(
                         Finding(
-                            f"The loss is {losses[TOTAL]} at step {self._steps_done} (epoch {self.epoch + 1}).",
+                            f"The {what} {value} at step {self._steps_done} (epoch {self.epoch + 1}).",
                             remedy="Lower the learning rate, clip the gradients, or look for NaN in the data.",
                             code="numerics",
                         )
@@ -263,11 +268,22 @@ class Trainer:
         arrays = {name: np.asarray(data[name]) for name in names}
         if not self._step.batch:
             raise _option("The graph has no inputs: there is nothing to train on.")
-        sizes = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
+        single = [name for name, array in arrays.items() if not array.ndim]
+        if single:
+            raise _option(f"{single[0]} is a single number; expected an array with one sample in each row.")
+        sizes = {name: len(array) for name, array in arrays.items()}
         if len(set(sizes.values())) > 1 or min(sizes.values()) < 1:
             listed = ", ".join(f"{name} {size}" for name, size in sizes.items())
             raise _option(f"All data must have the same number of samples, one at least; there are {listed}.")
+        size = min(self.settings.batch_size, max(1, self._share(sizes[names[0]])))
+        inputs = {str(value.name): value for value in self._step.model.graph.inputs}
+        types = {name: from_ir_type(inputs[name].type, inputs[name].shape) for name in self._step.batch}
+        Acceptor(types).accept({name: arrays[name][:size] for name in types})
         return arrays
+
+    def _share(self, samples: int) -> int:
+        """How many of so many samples are trained on."""
+        return samples - round(samples * self.settings.validation)
 
     # -- keeping --------------------------------------------------------------------------------------------------
 
@@ -307,6 +323,7 @@ class Trainer:
         tensors = {f"c/{name}": array for name, array in self._runner.carried().items()}
         tensors |= {f"b/{name}": array for name, array in self._best.items()}
         line = {"epoch": self.epoch, "step": self._steps_done, **entry, "seconds": round(seconds, 3)}
+        line = finite(line)
         self._log.append({**line, "expert_load": self.loads[-1]} if self.loads[-1] else line)
         state = {
             "signature": self._signature(),
@@ -324,6 +341,11 @@ class Trainer:
     def _write_log(self, folder: Path) -> None:
         with replacing(folder / LOG) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._log).encode())
+
+
+def finite(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry as JSON can hold it: numbers that are not finite become None."""
+    return {name: value if math.isfinite(value) else None for name, value in entry.items()}
 
 
 def _option(message: str) -> GraphError:

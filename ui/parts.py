@@ -22,6 +22,7 @@ from ui import (
     safekeeping,
     shortcuts,
     start,
+    training,
     wire_tip,
 )
 
@@ -36,6 +37,7 @@ PARTS: tuple[ModuleType, ...] = (
     feeding,
     probes,
     experts,
+    training,
     wire_tip,
     quick_drop,
     menus,
@@ -59,7 +61,7 @@ MENUS: dict[str, tuple[str, ...]] = {
     "Insert": ("Quick drop…", "Find in the palette", "Wire from the selected node…"),
     "Diagram": ("Clean up", "Frame", "", "Remove broken wires"),
     "Run": (
-        *("Run", "Run backward", "Run to here", "Stop", "", "Probe", "", "On onnxruntime", "On numpy", ""),
+        *("Run", "Run backward", "Run to here", "Stop", "Train", "", "Probe", "", "On onnxruntime", "On numpy", ""),
         *("Measure time per node", "Stop at NaN or infinity"),
     ),
     "View": (

@@ -54,7 +54,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "clip_norm": (0, 1e12),
     "seed": (0, 2**31 - 1),
 }
-_CHOICES = {"optimizer": tuple(OPTIMIZERS), "schedule": KINDS}
+OPTIMIZER_NAMES = {cls.__name__: cls for cls in OPTIMIZERS.values()}
+_CHOICES = {"optimizer": tuple(OPTIMIZER_NAMES), "schedule": KINDS}
 
 
 def plan_of(graph: Graph) -> tuple[Plan, list[str]]:
@@ -132,7 +133,7 @@ def settings_of(graph: Graph, plan: Plan, samples: int) -> Settings:
     steps = max(1, plan.epochs * math.ceil(training / plan.batch_size) - plan.warm_up)
     return Settings(
         losses=losses,
-        optimizer=OPTIMIZERS[plan.optimizer](**options),
+        optimizer=OPTIMIZER_NAMES[plan.optimizer](**options),
         schedule=Schedule(plan.rate, plan.schedule, steps=steps, warm_up=plan.warm_up, every=max(1, steps // 3)),
         epochs=plan.epochs,
         batch_size=plan.batch_size,

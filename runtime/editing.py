@@ -609,7 +609,8 @@ def _cast_to(graph: Graph, port: PortRef, node_type: type[Node] | None) -> Eleme
     kinds = node_type.type_constraints.get(declared.type, (declared.type,))
     family = _FLOATS if value.element in _FLOATS else _INTEGERS if value.element in _INTEGERS else ()
     wanted = _expected(graph, port, node_type).element
-    candidates = [wanted, *family] if wanted in family else list(family)
+    numbers = (*_FLOATS, *_INTEGERS)
+    candidates = [wanted, *family] if wanted in numbers and value.element in numbers else list(family)
     for element in candidates:
         if element is not None and element is not value.element and f"tensor({element})" in kinds:
             return element

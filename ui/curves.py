@@ -55,7 +55,8 @@ class Curves(QWidget):
     def colours(self) -> dict[str, Colour]:
         """Each line's colour."""
         look = theme.current()
-        wheel = (look.selected, look.warning, look.ok, look.error, look.faint)
+        families = [theme.readable(look.title(family)) for family in ("mixture", "attention")]
+        wheel = (look.selected, look.warning, look.ok, look.error, look.faint, *families)
         return {name: wheel[index % len(wheel)] for index, name in enumerate(self.lines)}
 
     def _room(self) -> QRectF:

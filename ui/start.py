@@ -141,4 +141,4 @@ class StartPage(QWidget):
 def install(window: Window) -> None:
     """Adds the menu and the page."""
     recent = Recent(window)
-    window.cover(StartPage(window, recent, window.centralWidget()))
+    window.cover(StartPage(window, recent, window.middle))

@@ -111,7 +111,7 @@ def _sheet(theme: Theme) -> str:
     QTabWidget::pane {{ border: none; border-top: 1px solid {line}; }}
     QTabBar::tab {{ padding: 5px 12px; border: none; }}
     QTabBar::tab:selected {{ border-bottom: 2px solid {css(theme.selected)}; }}
-    QLineEdit, QSpinBox, QComboBox {{ padding: 2px 4px; }}
+    QLineEdit, QSpinBox, QDoubleSpinBox, QComboBox {{ padding: 1px 4px; min-height: 18px; }}
     QScrollArea QPlainTextEdit, QLineEdit {{ border: 1px solid {line}; border-radius: 3px; }}
     QScrollArea QPlainTextEdit:focus, QLineEdit:focus {{ border-color: {css(theme.selected)}; }}
     QComboBox QLineEdit, QAbstractSpinBox QLineEdit {{ border: none; }}

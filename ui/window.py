@@ -97,7 +97,7 @@ class Window(QMainWindow):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
         layout.addWidget(self.editor.canvas.viewer)
-        self._middle = middle
+        self.middle = middle
         self.sides = Sides(middle)
         self.setCentralWidget(self.sides)
         self.minimap = MiniMap(self.editor, middle)
@@ -108,7 +108,7 @@ class Window(QMainWindow):
 
     def add_bar(self, bar: QWidget) -> None:
         """Puts a bar above the canvas."""
-        layout = self._middle.layout()
+        layout = self.middle.layout()
         assert isinstance(layout, QVBoxLayout)
         layout.insertWidget(0, bar)
 

@@ -372,7 +372,7 @@ class NodeItem(AbstractNodeItem):
         whole = QRectF(0, 0, box.width, box.height)
         title = look.title(box.family)
         painter.setPen(Qt.PenStyle.NoPen)
-        fill = look.box if self.tint is None else blend(look.warning, look.box, 0.75 * self.tint)
+        fill = look.box if self.tint is None else blend(look.warning, look.box, 0.5 * self.tint)
         painter.setBrush(theme.colour(fill))
         painter.drawRoundedRect(whole, RADIUS, RADIUS)
         painter.setBrush(theme.colour(title))
@@ -421,7 +421,7 @@ class NodeItem(AbstractNodeItem):
         whole = QRectF(0, 0, box.width, box.height)
         is_tensor = box.kind == "Initializer"
         radius = 3.0 if is_tensor else PILL_HEIGHT / 2
-        fill = look.terminal if self.tint is None else blend(look.warning, look.terminal, 0.75 * self.tint)
+        fill = look.terminal if self.tint is None else blend(look.warning, look.terminal, 0.5 * self.tint)
         painter.setBrush(theme.colour(fill))
         pen = self._edge(box)
         if not is_tensor and not self.isSelected() and box.severity is None:

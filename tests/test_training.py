@@ -188,6 +188,25 @@ def test_the_coefficient_is_for_previous_nodes_only() -> None:
         np.testing.assert_allclose(before[name] - weight, expected[name], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("id", "name"), [("x", "learning_rate"), ("w", "step"), ("w", "learning_rate"), ("loss", "step"), ("x", "apply")]
+)
+def test_names_that_a_step_has_itself_are_refused(id: str, name: str) -> None:
+    graph = linear()
+    graph.set(id, "name", name)
+    with pytest.raises(GraphError, match=f"^{name}: A training step has a tensor of its own by this name"):
+        training_step(graph, {name if id == "loss" else "loss": 1.0}, SGD(), accumulate=2)
+
+
+def test_other_outputs_may_have_the_names_of_a_step() -> None:
+    graph = linear()
+    for name in ("total_loss", "gradient_norm", "step"):
+        graph.add("Output", name)
+        graph.wire("product.C", f"{name}.value")
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, SGD()))
+    assert runner.run({"x": np.ones(4, np.float32)}, 0.1)["gradient_norm"] == pytest.approx(2)
+
+
 def test_averages_follow_the_weights() -> None:
     runner = StepRunner(training_step(linear(), {"loss": 1.0}, SGD(), average=0.75))
     average = np.array([1, -2, 0.5, 3])

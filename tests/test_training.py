@@ -504,6 +504,8 @@ def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, accumulate: i
         Trainer(classifier(), DATA, settings(), folder=tmp_path / "part")
     with pytest.raises(FileError, match="other settings"):
         Trainer(classifier(), DATA, settings(batch_size=8), folder=tmp_path / "part", resume=True)
+    with pytest.raises(FileError, match="other data"):
+        Trainer(classifier(), {**DATA, "x": X + 1}, options, folder=tmp_path / "part", resume=True)
 
 
 PROGRAM = """
@@ -533,6 +535,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert start("killed", "resume").wait() == 0
     assert start("whole").wait() == 0
     assert (tmp_path / "killed" / "end").read_bytes() == (tmp_path / "whole" / "end").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(FileError, match=r"log.jsonl"):
+        Trainer(classifier(), DATA, settings(), folder=tmp_path)
 
 
 def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -551,6 +552,14 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(FileError, match="checkpoint"):
             Trainer(classifier(), DATA, settings(epochs=2), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("state", [{}, [1]])
+def test_checkpoints_of_something_else_are_refused(state: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "checkpoint.zip", "w") as archive:
+        archive.writestr("state.json", json.dumps({"version": 1, "tensors": {}, "state": state}))
+    with pytest.raises(FileError, match="checkpoint"):
+        Trainer(classifier(), DATA, settings(), folder=tmp_path, resume=True)
 
 
 # A step as a file

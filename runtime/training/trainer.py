@@ -317,7 +317,7 @@ class Trainer:
             self._write_log(folder)  # a folder that cannot be written is found now, not after the first epoch
             return
         tensors, state = load_checkpoint(path)
-        if state["signature"] != self._signature():
+        if state.get("signature") != self._signature():
             raise FileError(path, "is of a run with other settings, other data or another graph.")
         self._runner.restore({k[2:]: array for k, array in tensors.items() if k.startswith("c/")})
         self._best = {k[2:]: array for k, array in tensors.items() if k.startswith("b/")}

@@ -158,6 +158,15 @@ def test_accumulated_gradients_count_as_their_mean() -> None:
     np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
 
 
+def test_the_last_gradients_of_an_epoch_are_averaged_over_as_many_as_they_are() -> None:
+    graph = linear()
+    graph.set("x", "shape", ["samples", 4])
+    options = Settings(optimizer=SGD(), schedule=Schedule(1.0), epochs=1, batch_size=1, accumulate=2, shuffle=False)
+    slopes = np.array([[1, 0, 0, 0], [0, 3, 0, 0], [0, 0, 5, 0]], np.float32)
+    trained = Trainer(graph, {"x": slopes}, options).run()
+    np.testing.assert_allclose(weights(trained)["w"], np.array([1, -2, 0.5, 3]) - [0.5, 1.5, 5, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_scalars_stay_scalars(accumulate: int) -> None:
     graph = linear()

@@ -30,6 +30,7 @@ NEXT = "next."
 STEP = "step"
 NORM = "gradient_norm"
 APPLY = "apply"
+COUNT = "accumulated_steps"
 METADATA = "qmoe.training_step"
 """The entry of a model's metadata, JSON, that says which output becomes which input of the next step."""
 
@@ -235,13 +236,18 @@ class _Writer:
         }
 
     def _accumulation(self, gradients: dict[str, Expr]) -> Expr:
-        """Replaces the gradients by their average with those of the steps before; whether they count now."""
+        """Replaces the gradients by their average with those of the steps before; whether they count now.
+
+        The last steps of an epoch may be fewer than the others.
+        """
         apply = self._input(APPLY, ElementType.BOOL, ())
+        count = self._carried(COUNT, np.zeros((), np.float32)) + 1.0
+        self.next[COUNT] = self.op.Where(apply, self.op.like(0.0, count), count)
         for name, gradient in gradients.items():
             key = f"accumulated.{name}"
             before = self._carried(key, np.zeros_like(self.carried[name].array()))
-            summed = before + gradient * (1 / self.accumulate)
-            gradients[name] = summed
+            summed = before + gradient
+            gradients[name] = summed / count.cast(summed.element)
             self.next[key] = self.op.Where(apply, self.op.like(0.0, before), summed)
         return apply
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from onnx.reference.ops.op_grid_sample import GridSample
 
 from runtime import Graph, GraphError, Session, Tensor, load
+from tests.conformance import _graph
 from tests.gradient_checks import compare, graph_of
-from tests.gradient_table import case_graph, node_cases
+from tests.gradient_table import SINGLE, all_cases, case_graph, node_cases, operator_of
 
 EXAMPLES = settings(deadline=None, max_examples=8)
 LIMIT = 2e-5
@@ -513,6 +514,30 @@ def test_an_operator_without_a_gradient_is_named_with_the_way_to_it() -> None:
     with pytest.raises(GraphError, match=expected) as caught:
         session.backward({"loss": 1.0}, ["w"])
     assert caught.value.findings[0].node == "pool"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [c for c in all_cases() if operator_of(c) in SINGLE and not c.name.endswith(("_expanded", "_fp16"))],
+    ids=lambda case: case.name,
+)
+def test_operators_without_double_precision(case: Any) -> None:
+    """Along one direction for each input, because differences of float32 tell no more."""
+    graph = _graph(case.model)
+    names = [value.name for value in case.model.graph.input]
+    inputs = {name: np.asarray(value) for name, value in zip(names, case.data_sets[0][0], strict=False)}
+    session, random = Session(graph, "numpy"), np.random.default_rng(0)
+    seeds = {name: random.standard_normal(y.shape).astype(y.dtype) for name, y in session.forward(inputs).items()}
+    gradients = session.backward(seeds)
+
+    def total(changed: dict[str, np.ndarray]) -> float:
+        results = session.forward({**inputs, **changed})
+        return sum(float((seeds[name].astype(np.float64) * y).sum()) for name, y in results.items())
+
+    for name, gradient in gradients.items():
+        way = random.standard_normal(gradient.shape).astype(gradient.dtype)
+        slope = (total({name: inputs[name] + 0.01 * way}) - total({name: inputs[name] - 0.01 * way})) / 0.02
+        assert slope == pytest.approx(float((gradient.astype(np.float64) * way).sum()), rel=2e-3, abs=5e-3)
 
 
 def test_the_coefficient_is_for_previous_nodes_only() -> None:

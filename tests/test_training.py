@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,15 @@ def test_accumulated_gradients_count_as_their_mean() -> None:
     np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
 
 
+def test_the_last_gradients_of_an_epoch_are_averaged_over_as_many_as_they_are() -> None:
+    graph = linear()
+    graph.set("x", "shape", ["samples", 4])
+    options = Settings(optimizer=SGD(), schedule=Schedule(1.0), epochs=1, batch_size=1, accumulate=2, shuffle=False)
+    slopes = np.array([[1, 0, 0, 0], [0, 3, 0, 0], [0, 0, 5, 0]], np.float32)
+    trained = Trainer(graph, {"x": slopes}, options).run()
+    np.testing.assert_allclose(weights(trained)["w"], np.array([1, -2, 0.5, 3]) - [0.5, 1.5, 5, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_scalars_stay_scalars(accumulate: int) -> None:
     graph = linear()
@@ -186,6 +196,25 @@ def test_the_coefficient_is_for_previous_nodes_only() -> None:
     runner.run(DATA, 1.0)
     for name, weight in runner.weights().items():
         np.testing.assert_allclose(before[name] - weight, expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("id", "name"), [("x", "learning_rate"), ("w", "step"), ("w", "learning_rate"), ("loss", "step"), ("x", "apply")]
+)
+def test_names_that_a_step_has_itself_are_refused(id: str, name: str) -> None:
+    graph = linear()
+    graph.set(id, "name", name)
+    with pytest.raises(GraphError, match=f"^{name}: A training step has a tensor of its own by this name"):
+        training_step(graph, {name if id == "loss" else "loss": 1.0}, SGD(), accumulate=2)
+
+
+def test_other_outputs_may_have_the_names_of_a_step() -> None:
+    graph = linear()
+    for name in ("total_loss", "gradient_norm", "step"):
+        graph.add("Output", name)
+        graph.wire("product.C", f"{name}.value")
+    runner = StepRunner(training_step(graph, {"loss": 1.0}, SGD()))
+    assert runner.run({"x": np.ones(4, np.float32)}, 0.1)["gradient_norm"] == pytest.approx(2)
 
 
 def test_averages_follow_the_weights() -> None:
@@ -485,6 +514,8 @@ def test_a_run_repeats_and_resumes_to_the_last_bit(tmp_path: Path, accumulate: i
         Trainer(classifier(), DATA, settings(), folder=tmp_path / "part")
     with pytest.raises(FileError, match="other settings"):
         Trainer(classifier(), DATA, settings(batch_size=8), folder=tmp_path / "part", resume=True)
+    with pytest.raises(FileError, match="other data"):
+        Trainer(classifier(), {**DATA, "x": X + 1}, options, folder=tmp_path / "part", resume=True)
 
 
 PROGRAM = """
@@ -516,6 +547,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     assert (tmp_path / "killed" / "end").read_bytes() == (tmp_path / "whole" / "end").read_bytes()
 
 
+def test_a_folder_that_cannot_be_written_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(FileError, match=r"log.jsonl"):
+        Trainer(classifier(), DATA, settings(), folder=tmp_path)
+
+
 def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
     Trainer(classifier(), DATA, settings(epochs=1), folder=tmp_path).run()
     path = tmp_path / "checkpoint.zip"
@@ -524,6 +561,14 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path) -> None:
         path.write_bytes(damaged)
         with pytest.raises(FileError, match="checkpoint"):
             Trainer(classifier(), DATA, settings(epochs=2), folder=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("state", [{}, [1]])
+def test_checkpoints_of_something_else_are_refused(state: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "checkpoint.zip", "w") as archive:
+        archive.writestr("state.json", json.dumps({"version": 1, "tensors": {}, "state": state}))
+    with pytest.raises(FileError, match="checkpoint"):
+        Trainer(classifier(), DATA, settings(), folder=tmp_path, resume=True)
 
 
 # A step as a file

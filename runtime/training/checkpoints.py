@@ -46,7 +46,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             for name, about in content["tensors"].items():
                 raw = np.frombuffer(archive.read(about["entry"]), np.uint8)
                 tensors[name] = Tensor(ElementType.parse(about["type"]), tuple(about["shape"]), raw).array()
-            return tensors, content["state"]
+            return tensors, dict(content["state"])
     except OSError as error:
         raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
     except (zipfile.BadZipFile, KeyError, TypeError, ValueError, AttributeError) as error:

@@ -30,6 +30,7 @@ NEXT = "next."
 STEP = "step"
 NORM = "gradient_norm"
 APPLY = "apply"
+COUNT = "accumulated_steps"
 METADATA = "qmoe.training_step"
 """The entry of a model's metadata, JSON, that says which output becomes which input of the next step."""
 
@@ -139,11 +140,21 @@ class _Writer:
         for name, weight in weights.items():
             self._update(name, weight, gradients[name], rate, counted, apply)
         self.next[STEP] = counted if apply is None else self.op.Where(apply, counted, step)
-        results = {**outputs, TOTAL: total, NORM: norm, **{NEXT + name: value for name, value in self.next.items()}}
+        results = {TOTAL: total, NORM: norm, **{NEXT + name: value for name, value in self.next.items()}}
+        for name, output in outputs.items():
+            if name in self.carried or name == RATE or results.get(name, output).value is not output.value:
+                raise _taken(name)
+        results = {**outputs, **results}
         return self._finished(results, tuple(outputs), tuple(weights))
 
     def _finished(self, results: Mapping[str, Expr], losses: tuple[str, ...], weights: tuple[str, ...]) -> Step:
         graph = self.model.graph
+        wanted = {value.name: value for value in graph.inputs}
+        wanted |= {name: result.value for name, result in results.items()}
+        for node in [*graph, *self.tape.nodes]:
+            for value in node.outputs:
+                if wanted.get(value.name, value) is not value:  # another output of the graph that is not a loss
+                    value.name = self.tape.unique("value")
         given: list[ir.Value] = []
         for name, result in results.items():
             value = result.value
@@ -178,6 +189,8 @@ class _Writer:
         return Expr(self.op, value)
 
     def _input(self, name: str, element: ElementType, shape: Sequence[int]) -> Expr:
+        if any(value.name == name for value in self.model.graph.inputs) or name in self.model.graph.initializers:
+            raise _taken(name)
         value = ir.Value(name=name, type=tensor_type(element), shape=ir.Shape(shape))
         self.model.graph.inputs.append(value)
         return Expr(self.op, value)
@@ -223,13 +236,18 @@ class _Writer:
         }
 
     def _accumulation(self, gradients: dict[str, Expr]) -> Expr:
-        """Replaces the gradients by their average with those of the steps before; whether they count now."""
+        """Replaces the gradients by their average with those of the steps before; whether they count now.
+
+        The last steps of an epoch may be fewer than the others.
+        """
         apply = self._input(APPLY, ElementType.BOOL, ())
+        count = self._carried(COUNT, np.zeros((), np.float32)) + 1.0
+        self.next[COUNT] = self.op.Where(apply, self.op.like(0.0, count), count)
         for name, gradient in gradients.items():
             key = f"accumulated.{name}"
             before = self._carried(key, np.zeros_like(self.carried[name].array()))
-            summed = before + gradient * (1 / self.accumulate)
-            gradients[name] = summed
+            summed = before + gradient
+            gradients[name] = summed / count.cast(summed.element)
             self.next[key] = self.op.Where(apply, self.op.like(0.0, before), summed)
         return apply
 
@@ -257,6 +275,14 @@ class _Writer:
             results[key] = (before, self.average * before + (1 - self.average) * changed)
         for key, (old, value) in results.items():
             self.next[key] = value if apply is None else self.op.Where(apply, value, old)
+
+
+def _taken(name: str) -> GraphError:
+    return GraphError(
+        Finding(
+            "A training step has a tensor of its own by this name.", name, remedy="Rename this one.", code="training"
+        )
+    )
 
 
 def _drop_unused(model: ir.Model) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
+from zlib import crc32
 
 import numpy as np
 
@@ -136,6 +137,7 @@ class Trainer:
         self._best_loss = math.inf
         self._best_epoch = -1
         self._log: list[dict[str, Any]] = []
+        self._digests: dict[str, str] | None = None
         if self._folder is not None:
             self._open_folder(self._folder, resume)
         elif resume:
@@ -295,7 +297,13 @@ class Trainer:
             for name in settings.__slots__
             if name not in ("epochs", "patience", "metrics")
         }
-        return repr((shown, self._samples, sorted(self._step.carried)))
+        if self._digests is None:
+            self._digests = {
+                name: f"{array.dtype}{list(array.shape)} {_checksum(array):08x}"
+                for name, array in sorted(self._data.items())
+                if name in self._step.batch
+            }
+        return repr((shown, self._digests, sorted(self._step.carried)))
 
     def _open_folder(self, folder: Path, resume: bool) -> None:
         path = folder / CHECKPOINT
@@ -306,9 +314,10 @@ class Trainer:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise FileError(folder, f"cannot be written: {error.strerror or error}.") from error
+            self._write_log(folder)  # a folder that cannot be written is found now, not after the first epoch
             return
         tensors, state = load_checkpoint(path)
-        if state["signature"] != self._signature():
+        if state.get("signature") != self._signature():
             raise FileError(path, "is of a run with other settings, other data or another graph.")
         self._runner.restore({k[2:]: array for k, array in tensors.items() if k.startswith("c/")})
         self._best = {k[2:]: array for k, array in tensors.items() if k.startswith("b/")}
@@ -341,6 +350,11 @@ class Trainer:
     def _write_log(self, folder: Path) -> None:
         with replacing(folder / LOG) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._log).encode())
+
+
+def _checksum(array: np.ndarray) -> int:
+    plain = array.astype(str) if array.dtype == object else array
+    return crc32(np.ascontiguousarray(plain).reshape(-1).view(np.uint8).data)
 
 
 def finite(entry: Mapping[str, Any]) -> dict[str, Any]:

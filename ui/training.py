@@ -54,7 +54,6 @@ from runtime.jobs import (
 from runtime.tensors import Tensor
 from runtime.training.plan import OPTIMIZER_NAMES, Plan, plan_of, scalar_losses, set_plan, settings_of, why_wrong
 from runtime.training.schedules import KINDS
-from runtime.training.step import TOTAL
 from runtime.worker import Worker
 from ui import theme
 from ui.curves import Curves
@@ -444,7 +443,7 @@ class TrainingPane(QWidget):
 
     def _progressed(self, event: TrainingProgressed) -> None:
         for name, value in event.losses.items():
-            if len(event.losses) > 2 or name != TOTAL:  # of one loss, the total is the same
+            if len(event.losses) > 2 or name != "total_loss":  # of one loss, the total is the same
                 self.loss.add(name, event.step, value)
         self.norm.add("gradient norm", event.step, event.gradient_norm)
         self.rate.add("learning rate", event.step, event.rate)

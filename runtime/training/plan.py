@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import Finding, GraphError
 from runtime.feeds import Source
 from runtime.graph import ABSENT, Graph, PortRef
-from runtime.training.evaluation import Metric
-from runtime.training.optimizers import OPTIMIZERS
 from runtime.training.schedules import KINDS, Schedule
-from runtime.training.trainer import Settings
 from runtime.types import TensorType
+
+if TYPE_CHECKING:
+    from runtime.training.trainer import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +54,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "clip_norm": (0, 1e12),
     "seed": (0, 2**31 - 1),
 }
-OPTIMIZER_NAMES = {cls.__name__: cls for cls in OPTIMIZERS.values()}
-_CHOICES = {"optimizer": tuple(OPTIMIZER_NAMES), "schedule": KINDS}
+OPTIMIZER_NAMES = ("SGD", "Adam", "AdamW")
+_CHOICES = {"optimizer": OPTIMIZER_NAMES, "schedule": KINDS}
 
 
 def plan_of(graph: Graph) -> tuple[Plan, list[str]]:
@@ -122,6 +122,11 @@ def scalar_losses(graph: Graph) -> dict[str, float]:
 
 def settings_of(graph: Graph, plan: Plan, samples: int) -> Settings:
     """The trainer's settings for so many samples. GraphError if there is no loss, or the plan contradicts itself."""
+    # They bring what runs graphs, which whoever only plans need not wait for.
+    from runtime.training.evaluation import Metric
+    from runtime.training.optimizers import OPTIMIZERS
+    from runtime.training.trainer import Settings
+
     losses = {name: weight for name, weight in plan.losses.items() if weight} or scalar_losses(graph)
     if not losses:
         text = "There is no scalar output of floats to be the loss."
@@ -133,7 +138,7 @@ def settings_of(graph: Graph, plan: Plan, samples: int) -> Settings:
     steps = max(1, plan.epochs * math.ceil(training / plan.batch_size) - plan.warm_up)
     return Settings(
         losses=losses,
-        optimizer=OPTIMIZER_NAMES[plan.optimizer](**options),
+        optimizer=OPTIMIZERS[plan.optimizer.lower()](**options),
         schedule=Schedule(plan.rate, plan.schedule, steps=steps, warm_up=plan.warm_up, every=max(1, steps // 3)),
         epochs=plan.epochs,
         batch_size=plan.batch_size,

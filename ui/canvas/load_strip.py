@@ -12,11 +12,13 @@ from runtime.drawing.style import blend
 from runtime.experts import STARVED
 from ui import theme
 
-HEIGHT = 10.0
+HEIGHT = 12.0
 GAP = 2.0
 """Between the node's box and its strip."""
 NARROW = 2.0
 """Pixels of the screen below which several experts share a bar, the one with the largest load of them."""
+NEAR = 0.42
+"""Zoom below which there is no line."""
 APART = 5.0
 """Pixels of the screen from which on bars have gaps between them."""
 
@@ -31,9 +33,9 @@ def grouped(shares: Sequence[float], most: int) -> list[float]:
 def paint(
     painter: QPainter, corner: QPointF, shares: Sequence[float], colour: Colour, stale: bool, zoom: float
 ) -> None:
-    """Paints bars below a box with its lower right corner there: the largest is as high as the strip, a line is the mean.
+    """Paints bars below a box with its lower right corner there, the largest as high as the strip; stale ones grey.
 
-    Shares that are stale are grey.
+    Seen from near, a line is at the mean.
     """
     look, width = theme.current(), corner.x()
     room = QRectF(0.0, corner.y() + GAP, width, HEIGHT)
@@ -65,6 +67,8 @@ def paint(
         for number, share in enumerate(shares):
             if share < STARVED * mean:
                 painter.drawRect(QRectF(number * step, room.bottom() - 2.0, step - gap, 2.0))
+    if zoom < NEAR:
+        return
     y = room.bottom() - HEIGHT * mean / largest
     painter.setPen(QPen(theme.colour(look.faint if stale else look.warning), 0.0))
     painter.drawLine(QPointF(room.left(), y), QPointF(room.right(), y))

@@ -80,6 +80,13 @@ def together(routing: Routing) -> np.ndarray:
     return result
 
 
+def without_diagonal(pairs: np.ndarray) -> np.ndarray:
+    """Counts of pairs, 0 for an expert with itself."""
+    result = pairs.copy()
+    np.fill_diagonal(result, 0)
+    return result
+
+
 def tokens_of(routing: Routing, expert: int) -> np.ndarray:
     """The tokens of an expert, [(token, rank, weight)], the largest weight first; rank 0 is a token's first choice."""
     rows, ranks = np.nonzero(routing.experts == expert)
@@ -89,6 +96,12 @@ def tokens_of(routing: Routing, expert: int) -> np.ndarray:
         list(zip(rows[order].tolist(), ranks[order].tolist(), weights[order].tolist(), strict=True)),
         [("token", np.int64), ("rank", np.int64), ("weight", np.float64)],
     )
+
+
+def expert_count(graph: Graph, node: str) -> int:
+    """How many experts a mixture has, as far as the document's weights tell; 0 if they do not."""
+    counts = [len(a) for port, a in _tensors(graph, node).items() if port.endswith("experts_weights") and a.ndim]
+    return counts[0] if counts else 0
 
 
 def scale_ranges(graph: Graph, node: str, expert: int) -> dict[str, tuple[float, float]]:

@@ -16,6 +16,8 @@ from runtime.tensors import Tensor
 
 STARVED = 0.1
 """An expert with less than this part of the mean load is starved."""
+PIECE = 1 << 14
+"""Tokens that are counted at once."""
 FLOAT_TWIN = "com.microsoft.MoE"
 
 
@@ -69,9 +71,20 @@ def weight_map(routing: Routing, first: int = 0, last: int | None = None) -> np.
 
 def together(routing: Routing) -> np.ndarray:
     """How many tokens chose both of two experts, int64 [experts, experts]; on the diagonal, how many chose one."""
-    chosen = np.zeros((len(routing.experts), routing.count), np.float32)
-    np.put_along_axis(chosen, routing.experts, np.float32(1), axis=1)
-    return np.rint(chosen.T @ chosen).astype(np.int64)
+    result = np.zeros((routing.count, routing.count), np.int64)
+    for first in range(0, len(routing.experts), PIECE):
+        part = routing.experts[first : first + PIECE]
+        chosen = np.zeros((len(part), routing.count), np.float32)
+        np.put_along_axis(chosen, part, np.float32(1), axis=1)
+        result += np.rint(chosen.T @ chosen).astype(np.int64)
+    return result
+
+
+def without_diagonal(pairs: np.ndarray) -> np.ndarray:
+    """Counts of pairs, 0 for an expert with itself."""
+    result = pairs.copy()
+    np.fill_diagonal(result, 0)
+    return result
 
 
 def tokens_of(routing: Routing, expert: int) -> np.ndarray:
@@ -83,6 +96,22 @@ def tokens_of(routing: Routing, expert: int) -> np.ndarray:
         list(zip(rows[order].tolist(), ranks[order].tolist(), weights[order].tolist(), strict=True)),
         [("token", np.int64), ("rank", np.int64), ("weight", np.float64)],
     )
+
+
+def expert_count(graph: Graph, node: str) -> int:
+    """How many experts a mixture has, as far as the document's weights tell; 0 if they do not."""
+    counts = [len(a) for port, a in _tensors(graph, node).items() if port.endswith("experts_weights") and a.ndim]
+    return counts[0] if counts else 0
+
+
+def scale_ranges(graph: Graph, node: str, expert: int) -> dict[str, tuple[float, float]]:
+    """The smallest and the largest scale of an expert's weights, by port; only of scales that the document holds."""
+    ranges = {}
+    for port, array in _tensors(graph, node).items():
+        if port.endswith("_scales") and array.ndim > 1 and expert < len(array) and array[expert].size:
+            scales = array[expert].astype(np.float32)
+            ranges[port] = (float(scales.min()), float(scales.max()))
+    return ranges
 
 
 # -- float twins ------------------------------------------------------------------------------------------------------
@@ -122,16 +151,10 @@ def _why_no_twin(graph: Graph, node: str, other: Graph, twin: str) -> str:
     for name, default in (("swiglu_fusion", 0), ("activation_type", "relu")):
         if mine.get(name, default) != its.get(name, default):
             return f"its {name} is {its.get(name, default)}"
-    weights, floats = _tensors(graph, node), _tensors(other, twin)
-    ports = [port for port in weights if port.endswith("experts_weights")]
-    if not ports:
-        return "the quantized weights are no tensors of this graph"
-    for port in ports:
-        if port not in floats:
-            return f"it has no tensor {port}"
-        # Packing may put several codes into a byte along any axis but the first.
-        if floats[port].shape[0] != weights[port].shape[0]:
-            return f"its {port} has {floats[port].shape[0]} experts instead of {weights[port].shape[0]}"
+    try:
+        twin_errors(graph, node, other, twin)
+    except GraphError as error:
+        return "; ".join(str(finding).rstrip(".") for finding in error.findings)
     return ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from runtime.drawing.canvas import Colour
+
 _STOPS = np.array([[59, 76, 192], [141, 176, 254], [221, 221, 221], [244, 152, 122], [180, 4, 38]], np.float64)
 """Blue below zero, grey at zero, red above, of even lightness to both sides (Moreland, Diverging Color Maps, 2009)."""
 NOT_FINITE = (255, 0, 255)
@@ -28,6 +30,20 @@ def heat_map(matrix: np.ndarray, bound: float | None = None) -> np.ndarray:
     colours = np.rint(_STOPS[low] * (1 - part) + _STOPS[low + 1] * part).astype(np.uint8)
     colours[~finite] = NOT_FINITE
     return colours
+
+
+def shades(matrix: np.ndarray, low: Colour, high: Colour) -> np.ndarray:
+    """Colours, uint8 [rows, columns, 3], from `low` for nothing (or less) to `high` for the largest number.
+
+    Small numbers are lifted, so that they are seen. What is not finite is magenta.
+    """
+    numbers = matrix.astype(np.float64)
+    finite = np.isfinite(numbers)
+    most = float(numbers[finite].max(initial=0.0)) or 1.0
+    share = np.clip(np.where(finite, numbers, 0.0) / most, 0, 1)[..., None] ** 0.6
+    colours = np.rint(np.array(low) * (1 - share) + np.array(high) * share).astype(np.uint8)
+    colours[~finite] = NOT_FINITE
+    return np.ascontiguousarray(colours)
 
 
 def shrunk(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:

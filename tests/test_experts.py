@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime import Graph, GraphError, load
-from runtime.experts import find_twin, loads_of, together, tokens_of, twin_errors, weight_map
+from runtime import Graph, GraphError, Tensor, load
+from runtime.experts import find_twin, loads_of, scale_ranges, together, tokens_of, twin_errors, weight_map
+from runtime.graph import PortRef
 from runtime.routing import Routing
 
 SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
@@ -76,3 +77,45 @@ def test_why_there_is_no_twin() -> None:
         find_twin(coarse, "moe", other)
     with pytest.raises(GraphError, match="there is no"):
         find_twin(coarse, "moe", Graph())
+
+
+def test_a_twin_fits_by_its_shapes() -> None:
+    coarse, floats = load(SNIPPETS / "digits_moe_quantized.yaml"), load(SNIPPETS / "digits_moe_float.yaml")
+    shorter = floats.nodes["fc2_experts_weights"].parameters["tensor"].array()[:, :, :-8]
+    floats.add("com.microsoft.MoE", "another", parameters=dict(floats.nodes["moe"].parameters))
+    for port, source in floats.inputs_of("moe").items():
+        floats.wire(PortRef(*source), f"another.{port}")
+    floats.set("fc2_experts_weights", "tensor", Tensor.from_array(shorter))
+    with pytest.raises(GraphError, match=r"moe is none: fc2_experts_weights: .* \[8, 64, 24\]; expected \[8, 64, 32\]"):
+        find_twin(coarse, "moe", floats)
+    whole = load(SNIPPETS / "digits_moe_float.yaml").nodes["fc2_experts_weights"].parameters["tensor"]
+    floats.add("Initializer", "whole", parameters={"tensor": whole})
+    floats.cut("another.fc2_experts_weights")
+    floats.wire("whole.value", "another.fc2_experts_weights")
+    assert find_twin(coarse, "moe", floats) == "another"
+
+
+def test_scales_that_are_computed_are_not_taken_for_ones() -> None:
+    coarse, floats = load(SNIPPETS / "digits_moe_quantized.yaml"), load(SNIPPETS / "digits_moe_float.yaml")
+    coarse.add("Identity", "passed")
+    coarse.wire("fc1_scales.value", "passed.input")
+    coarse.cut("moe.fc1_scales")
+    coarse.wire("passed.output", "moe.fc1_scales")
+    with pytest.raises(GraphError, match="fc1_scales: it is computed when the graph runs"):
+        find_twin(coarse, "moe", floats)
+    assert list(scale_ranges(coarse, "moe", 0)) == ["fc2_scales"]
+
+
+def test_the_range_of_an_experts_scales() -> None:
+    coarse = load(SNIPPETS / "digits_moe_quantized.yaml")
+    scales = coarse.nodes["fc2_scales"].parameters["tensor"].array()[3]
+    assert scale_ranges(coarse, "moe", 3)["fc2_scales"] == (scales.min(), scales.max())
+    assert scale_ranges(load(SNIPPETS / "digits_moe_float.yaml"), "moe", 0) == {}
+
+
+def test_many_tokens_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = np.array([np.random.default_rng(seed).permutation(6)[:3] for seed in range(50)])
+    routing = Routing(experts, np.ones((50, 3), np.float32), 6)
+    whole = together(routing)
+    monkeypatch.setattr("runtime.experts.PIECE", 7)
+    assert (together(routing) == whole).all()

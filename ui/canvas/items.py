@@ -34,16 +34,14 @@ from runtime.drawing.scene import (
 from runtime.drawing.style import blend
 from runtime.drawing.words import type_text
 from runtime.errors import Severity
-from runtime.experts import STARVED
 from runtime.graph import PortRef
 from runtime.types import TensorType, ValueType
 from ui import theme
+from ui.canvas import load_strip
 
 IN, OUT = PortTypeEnum.IN.value, PortTypeEnum.OUT.value
 COARSE, NO_TEXT = 0.16, 0.42
 """Zoom below which a node is a filled box, and below which it has no small text."""
-STRIP = 11.0
-"""Height of the bars of experts below a mixture."""
 EDGE = 14.0
 """How far a node's item reaches beyond its box: for dots and badges."""
 
@@ -201,6 +199,8 @@ class NodeItem(AbstractNodeItem):
         """What an overlay shows, 0 to 1; None if nothing."""
         self.loads: tuple[float, ...] = ()
         """The share of each expert, for the strip on a mixture."""
+        self.loads_are_stale = False
+        """Whether the shares are from before the last edit."""
         self.probes: dict[str, int] = {}
         """The numbers of probes at outputs."""
         self._inputs: dict[str, PortItem] = {}
@@ -353,6 +353,10 @@ class NodeItem(AbstractNodeItem):
             self._paint_pill(painter, box, zoom)
         else:
             self._paint_node(painter, box, zoom)
+            if self.loads:
+                fill = theme.readable(look.title(box.family))
+                place = QPointF(box.width, box.height)
+                load_strip.paint(painter, place, self.loads, fill, self.loads_are_stale, zoom)
         self._paint_ports(painter, box)
         if zoom >= NO_TEXT:
             self._paint_badge(painter, box)
@@ -473,8 +477,6 @@ class NodeItem(AbstractNodeItem):
             )
             painter.setPen(theme.colour(look.faint))
             painter.drawText(QPointF(box.width + CHIP_OFFSET, y - 5), text)
-        if self.loads and not box.pill:
-            self._paint_loads(painter, box)
         for terminal in box.outputs if self.probes else ():
             if terminal.port in self.probes:
                 painter.setPen(Qt.PenStyle.NoPen)
@@ -488,19 +490,6 @@ class NodeItem(AbstractNodeItem):
             painter.setFont(theme.font(SMALL_SIZE))
             painter.setPen(theme.colour(look.faint))
             painter.drawText(QPointF(2.0, -3.0), self.badge)
-
-    def _paint_loads(self, painter: QPainter, box: Box) -> None:
-        """A bar for each expert below the node, in the colour of its title; those far below the mean in red."""
-        look = theme.current()
-        step, largest, mean = box.width / len(self.loads), max(self.loads), 1 / len(self.loads)
-        painter.setPen(Qt.PenStyle.NoPen)
-        gap = 1.0 if step > 3 else 0.0
-        for number, load in enumerate(self.loads):
-            height = STRIP * load / largest if largest > 0 else 0.0
-            place = QRectF(number * step, box.height + 2, step - gap, STRIP)
-            painter.fillRect(place, theme.colour(blend(look.edge, look.background, 0.3)))
-            colour = look.error if load < STARVED * mean else theme.readable(look.title(box.family))
-            painter.fillRect(place.adjusted(0, STRIP - height, 0, 0), theme.colour(colour))
 
     def tip(self) -> str:
         """What a port or the node says when the mouse rests on it."""

@@ -50,6 +50,9 @@ def main() -> None:
     window.show()
     running.processEvents()
     editor, canvas = window.editor, window.editor.canvas
+    end = perf_counter() + 3
+    while perf_counter() < end:  # the first page's thumbnails are drawn meanwhile
+        running.processEvents()
     graph = transformer()
 
     def open_graph() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PySide6.QtCore import QMimeData, QObject, QSettings, QSize, Qt, QUrl, Signal
-from PySide6.QtGui import QDrag, QIcon, QImage, QPainter, QPixmap
+from PySide6.QtGui import QDrag, QIcon, QImage, QPainter, QPixmap, QShowEvent
 from PySide6.QtWidgets import QFileDialog, QListWidget, QListWidgetItem, QPushButton, QVBoxLayout, QWidget
 
 from runtime.drawing.picture import render
@@ -151,7 +151,14 @@ class SnippetsPane(QWidget):
         self._thumbnails = Thumbnails(self)
         self._thumbnails.drawn.connect(self.list.show_picture)
         self.list.itemActivated.connect(lambda row: self.chosen.emit(self.list.path_of(row)))
-        self.refresh()
+        self._is_listed = False
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
+        """Lists the snippets when they are looked at for the first time: thumbnails take a while."""
+        super().showEvent(event)
+        if not self._is_listed:
+            self._is_listed = True
+            self.refresh()
 
     def refresh(self) -> None:
         """Lists what is there now."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import ui.library  # before Qt  # noqa: F401
 
 # isort: split
 import pytest
-from PySide6.QtCore import QMimeData, QPoint, QPointF, Qt, QUrl
+from PySide6.QtCore import QCoreApplication, QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
@@ -196,3 +200,26 @@ def test_a_file_may_be_dropped_on_the_first_page(windows: list[Window], tmp_path
 def test_a_window_for_a_file_that_is_not_there_says_so(windows: list[Window], tmp_path: Path) -> None:
     window = open_window(windows, tmp_path / "nothing.yaml")
     assert window.opening.isVisible() and "nothing.yaml" in window.opening.label.text()
+
+
+def test_windows_that_were_closed_leave_nothing() -> None:
+    """Widgets, threads and processes are those of one window after many."""
+    application = QApplication.instance()
+    assert isinstance(application, QApplication)
+    gone: list[weakref.ref[Window]] = []
+    before = len(application.allWidgets()), threading.active_count()
+    for _ in range(8):
+        window = Window(snippets_folder() / "digits_moe.yaml")
+        window.show()
+        window.runner.warm_up()
+        application.processEvents()
+        gone.append(weakref.ref(window))
+        assert window.close()
+        window.deleteLater()
+        del window
+        QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+        application.processEvents()
+    gc.collect()
+    assert not [ref for ref in gone if ref() is not None]
+    assert (len(application.allWidgets()), threading.active_count()) == before
+    assert not multiprocessing.active_children()

@@ -66,7 +66,7 @@ MENUS: dict[str, tuple[str, ...]] = {
     ),
     "View": (
         *("Fit", "Zoom 1:1", "Zoom in", "Zoom out", "", "No overlay", "Overlay: time", "Overlay: gradient", ""),
-        *("Dark theme", "Go to properties", ""),
+        *("Dark theme", "Canvas alone", "Go to properties", ""),
     ),
     "Help": ("Context help", "Shortcuts…"),
 }

@@ -112,6 +112,12 @@ class Sides(QSplitter):
         self._right.setSizes([520, 300])
         self.setSizes([700, 210])
 
+    def toggle(self) -> None:
+        """Hides all panes, so that the canvas has all the room; or shows them again."""
+        alone = not any(side.isVisible() for side in self.sides.values())
+        for side in self.sides.values():
+            side.setVisible(alone and side.count() > 0)
+
     def _splitters(self) -> tuple[QSplitter, ...]:
         return (self, self._across, self._right)
 

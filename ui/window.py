@@ -182,6 +182,7 @@ class Window(QMainWindow):
         add("View", "Zoom in", lambda: canvas.viewer.zoom_by(1.25), QKeySequence.StandardKey.ZoomIn)
         add("View", "Zoom out", lambda: canvas.viewer.zoom_by(0.8), QKeySequence.StandardKey.ZoomOut)
         add("View", "Dark theme", self.toggle_theme)
+        add("View", "Canvas alone", self.sides.toggle, "F11")
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         super().resizeEvent(event)

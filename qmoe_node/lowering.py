@@ -105,10 +105,12 @@ def _with_kernel(
         size = row_sum(site, site.op("Abs", [weights]) if signed else weights)
         largest = site.literal(np.finfo(np.float32).max, np.float32)
         size = site.op("Where", [site.op("Greater", [size, largest]), largest, size])
-        kernel_weights = site.op("Div", [weights, size])
+        # A row of zeros stays one: a file of this graph may be read, and its weights of NaN would be wrong ones.
+        zero, one = site.literal(0, np.float32), site.literal(1, np.float32)
+        divisor = site.op("Where", [site.op("Equal", [size, zero]), one, size])
+        kernel_weights = site.op("Div", [weights, divisor])
         factor = size
         if normalized:
-            zero = site.literal(0, np.float32)
             total = row_sum(site, weights) if signed else size
             factor = site.op("Where", [site.op("Equal", [total, zero]), zero, site.op("Div", [size, total])])
         assert choice.unordered is not None

@@ -187,7 +187,8 @@ def swiglu_gradient(
             activated = np.minimum(activated, limit)
     linear_gradient = upstream * activated
     if clamped:
-        linear_gradient[np.abs(linear) > limit] = 0
+        # Within a limit of 0 nothing moves, not even what is 0 already.
+        linear_gradient[np.abs(linear) > limit if limit else np.abs(linear) >= 0] = 0
     return upstream * (factor + settings.activation_beta) * slope, linear_gradient
 
 

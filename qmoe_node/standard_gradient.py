@@ -185,5 +185,7 @@ def _swiglu(op: Formulas, settings: Settings, gate: Expr, linear: Expr, upstream
             activated = op.Where(beyond, bound, activated)
     linear_gradient = upstream * activated
     if clamped:
-        linear_gradient = op.Where(op.Or(above, below), zero, linear_gradient)
+        # Within a limit of 0 nothing moves, not even what is 0 already.
+        beyond = op.Or(above, below) if limit else op.GreaterOrEqual(op.Abs(linear), bound)
+        linear_gradient = op.Where(beyond, zero, linear_gradient)
     return gate_gradient, linear_gradient

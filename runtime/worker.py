@@ -77,7 +77,9 @@ __all__ = [
 ]
 
 PATIENCE = 2.0
-"""Seconds that a cancelled job has to stop by itself."""
+"""Seconds that a cancelled run has to stop by itself."""
+TRAINING_PATIENCE = 15.0
+"""The same of a training run: it stops after its step, and what it has reached would be lost with its process."""
 _COMPARED = 16 << 20
 """Bytes of the largest tensor that is compared with another by content; larger ones count as changed."""
 
@@ -100,6 +102,7 @@ class Worker:
         self._number = 0
         self._active = 0
         self._is_paused = False
+        self._is_training = False
         self._is_closed = False
         self._sent: tuple[Graph, Opening] | None = None
         self._again = ""
@@ -139,6 +142,7 @@ class Worker:
         with self._lock:
             self._refuse_if_busy()
             child = self._living()
+            self._is_training = False
             opening = Opening(backend, threads, precision, until or "")
             reason = self._why(graph, opening)
             previous = self._sent[0] if self._sent is not None else None
@@ -182,6 +186,7 @@ class Worker:
         with self._lock:
             self._refuse_if_busy()
             child = self._living()
+            self._is_training = True
             place = None if folder is None else str(folder)
             job = TrainJob(
                 self._next(), graph.copy(), dict(data), settings or Defaults(), place, resume, backend, threads
@@ -206,14 +211,15 @@ class Worker:
                 self._tell(Failed(0, (Finding("Nothing has been trained yet.", code="training"),)))
 
     def cancel(self) -> None:
-        """Stops the job, if there is one: within PATIENCE seconds, or else its process is ended."""
+        """Stops the job, if there is one: within PATIENCE or TRAINING_PATIENCE seconds, or its process is ended."""
         with self._lock:
             child, job = self._child, self._active
             if child is None or not job or child.is_cancelled:
                 return
             child.is_cancelled = True
             child.put(Order("cancel", job))
-            timer = threading.Timer(PATIENCE, self._kill_if, (child, job))
+            patience = TRAINING_PATIENCE if self._is_training else PATIENCE
+            timer = threading.Timer(patience, self._kill_if, (child, job))
             timer.daemon = True
             timer.start()
 

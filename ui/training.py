@@ -466,7 +466,7 @@ class TrainingPane(QWidget):
         self.epochs.scrollToItem(row)
         step = self.progress.value()
         for name in names:
-            if name.removeprefix("validation ") in self.loss.lines:
+            if name.startswith("validation ") and name.removeprefix("validation ") in self.loss.lines:
                 self.loss.add(name, step, entry[name])
 
     def _fail(self, findings: Iterable[Finding]) -> None:

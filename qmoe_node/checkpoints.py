@@ -1,0 +1,129 @@
+"""Folders of model weights as Hugging Face writes them: a configuration, and tensors in one or many files, mapped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.errors import FileError
+from runtime.snippets.tensor_files import read_tensors
+from runtime.tensors import Tensor
+from runtime.types import ElementType
+
+CONFIGURATION, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+LARGEST_JSON = 64 << 20
+FLOATS = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16, ElementType.DOUBLE)
+
+
+class Checkpoint:
+    """The tensors of a folder by name. Nothing of them is read before it is asked for, and then only what is asked for.
+
+    FileError names the file, the tensor, what was expected and what came.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise FileError(self.folder, f"expected a folder with {CONFIGURATION} and .safetensors files.")
+        self.configuration = _read_json(self.folder / CONFIGURATION)
+        self._files: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def family(self) -> str:
+        """What the configuration calls the model's family."""
+        return str(self.setting("model_type", str))
+
+    def setting(self, name: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+        """A value of the configuration. FileError if it is not there and has no default, or is of another kind."""
+        value = self.configuration.get(name)
+        value = default if value is None else value
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        good = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+        if not good:
+            words = " or ".join(known.__name__ for known in kinds)
+            found = "it is not there" if value is None else f"{value!r} came"
+            raise FileError(self.folder / CONFIGURATION, f"{name}: expected {words}; {found}.")
+        return value
+
+    def size(self, name: str, *others: str) -> int:
+        """A size of the configuration: a whole number of at least 1, under the first of the names that is there."""
+        names = [known for known in (name, *others) if self.configuration.get(known) is not None]
+        value = int(self.setting(names[0] if names else name, int))
+        if not 1 <= value < 1 << 31:
+            raise FileError(self.folder / CONFIGURATION, f"{name}: expected a size of at least 1; {value} came.")
+        return value
+
+    @cached_property
+    def places(self) -> Mapping[str, str]:
+        """The names of the tensors, and of the file that each is in."""
+        index = self.folder / INDEX
+        if index.exists():
+            listed = _read_json(index).get("weight_map")
+            if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+                raise FileError(index, "weight_map: expected a mapping of tensors to files.")
+            for file in listed.values():
+                if Path(file).name != file or not file.endswith(".safetensors"):
+                    raise FileError(index, f"weight_map: {file!r} is no .safetensors file of this folder.")
+            return dict(listed)
+        found = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        if SINGLE in found:
+            found = [SINGLE]
+        if not found:
+            raise FileError(self.folder, "holds no .safetensors file.")
+        return {name: file for file in found for name in self._tensors_of(file)}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.places
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """The names of the tensors that begin so."""
+        return (name for name in self.places if name.startswith(prefix))
+
+    def tensor(self, name: str, shape: tuple[int, ...], elements: tuple[ElementType, ...] = FLOATS) -> Tensor:
+        """A tensor that has this shape and one of these element types, mapped."""
+        if name not in self.places:
+            raise FileError(self.folder, f"lacks the tensor {name}, {list(shape)}.")
+        file = self.places[name]
+        tensor = self._tensors_of(file).get(name)
+        if tensor is None:
+            raise FileError(self.folder / file, f"lacks the tensor {name}, which {INDEX} says is there.")
+        if tensor.element not in elements or tensor.shape != shape:
+            kinds = " or ".join(str(element) for element in elements)
+            text = f"{name}: expected {kinds} {list(shape)}; {tensor.element} {list(tensor.shape)} came."
+            raise FileError(self.folder / file, text)
+        return tensor
+
+    def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """All numbers of a tensor of floats, float32 of this shape."""
+        return self.tensor(name, shape).array().astype(np.float32)
+
+    def part(self, name: str, shape: tuple[int, ...], index: int) -> np.ndarray:
+        """What a tensor of floats has at one index of its first axis, float32 of `shape[1:]`: only that is read."""
+        return np.asarray(self.tensor(name, shape).array()[index]).astype(np.float32)
+
+    def _tensors_of(self, file: str) -> dict[str, Tensor]:
+        if file not in self._files:
+            path = self.folder / file
+            if not path.is_file():
+                raise FileError(path, f"is not there, but {INDEX} names it.")
+            self._files[file] = read_tensors(path)
+        return self._files[file]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise FileError(path, f"has more than {LARGEST_JSON >> 20} MiB; that is no configuration.")
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(path, f"is not JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise FileError(path, "expected a JSON object.")
+    return found

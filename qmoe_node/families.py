@@ -12,13 +12,11 @@ import numpy as np
 
 from qmoe_node.blocks import Block, Expert, Routing, Shared, interleaved
 from qmoe_node.checkpoints import CONFIGURATION, Checkpoint
+from qmoe_node.packing import E2M1
 from runtime.errors import FileError
 from runtime.types import ElementType
 
 Declaration: TypeAlias = Callable[[Checkpoint, int], Block | None]
-
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""The numbers that the codes of 4-bit floats stand for."""
 
 
 def blocks(checkpoint: Checkpoint) -> Iterator[Block]:

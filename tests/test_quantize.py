@@ -1,0 +1,125 @@
+"""Quantization: ONNX Runtime's bytes, bounds of the error, and what comes back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qmoe_node import evaluate
+from qmoe_node.checkpoints import Checkpoint
+from qmoe_node.families import blocks
+from qmoe_node.packing import unpack
+from qmoe_node.quantize import BLOCKS, METHODS, WIDTHS, Scheme, quantized
+from runtime import GraphError
+
+DATA = Path(__file__).parent / "data"
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[np.ndarray, Scheme]:
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 70))
+    random = np.random.default_rng(draw(st.integers(0, 2**16)))
+    weights = random.standard_normal((rows, columns)).astype(np.float32) * draw(st.sampled_from([1e-3, 1.0, 50.0]))
+    if draw(st.booleans()):
+        weights[random.random(weights.shape) < 0.5] = 0
+    asymmetric = draw(st.booleans())
+    method = draw(st.sampled_from(METHODS if asymmetric else METHODS[:2]))
+    return weights, Scheme(draw(st.sampled_from(WIDTHS)), draw(st.sampled_from(BLOCKS)), asymmetric, method)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_codes_come_back_and_are_what_they_stand_for(case: tuple[np.ndarray, Scheme]) -> None:
+    weights, scheme = case
+    found = quantized(weights, scheme)
+    packed, scales, zeros = found.packed()
+    assert (unpack(packed, scheme.bits, weights.shape[1]) == found.codes).all()
+    middle = 1 << scheme.bits - 1
+    size = scheme.block_size or weights.shape[1]
+    for row in range(len(weights)):
+        for column in range(weights.shape[1]):
+            block = column // size
+            zero = middle if found.zero_points is None else int(found.zero_points[row, block])
+            expected = np.float32(int(found.codes[row, column]) - zero) * found.scales[row, block]
+            assert found.weights()[row, column] == expected
+    assert scales.ndim == (2 if scheme.block_size else 1)
+    assert (zeros is None) == (not scheme.asymmetric)
+
+
+@settings(deadline=None)
+@given(cases())
+def test_no_error_is_above_half_a_step_and_a_better_method_is_no_worse(case: tuple[np.ndarray, Scheme]) -> None:
+    weights, scheme = case
+    nearest = quantized(weights, Scheme(scheme.bits, scheme.block_size, scheme.asymmetric))
+    size, count = scheme.block_size or weights.shape[1], weights.shape[1]
+    step = np.repeat(nearest.scales, size, axis=1)[:, :count].astype(np.float64)
+    middle = np.full(nearest.scales.shape, 1 << scheme.bits - 1) if nearest.zero_points is None else nearest.zero_points
+    place = weights / np.where(step == 0, 1, step) + np.repeat(middle, size, axis=1)[:, :count]
+    apart, slack = np.abs(nearest.weights() - weights), 1e-5 * np.abs(weights).max(initial=0)
+    # Across from a symmetric block's largest element, and beside a rounded zero point, one code may be missing.
+    is_inside = (place >= 0) & (place <= (1 << scheme.bits) - 1)
+    assert (apart <= np.where(is_inside, 0.5, 1.0) * np.abs(step) + slack).all()
+    other = quantized(weights, scheme)
+    errors = [np.square(q.weights().astype(np.float64) - weights).sum() for q in (nearest, other)]
+    assert errors[1] <= errors[0] * (1 + 1e-5) + 1e-12
+
+
+@settings(deadline=None)
+@given(cases())
+def test_quantizing_again_changes_nothing(case: tuple[np.ndarray, Scheme]) -> None:
+    weights, scheme = case
+    once = quantized(weights, Scheme(scheme.bits, scheme.block_size)).weights()
+    again = quantized(once, Scheme(scheme.bits, scheme.block_size)).weights()
+    np.testing.assert_allclose(again, once, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_the_bytes_are_those_of_the_peers(family: str) -> None:
+    block = list(blocks(Checkpoint(DATA / "peers" / family)))[1]
+    with np.load(DATA / "peers" / family / "quantized.npz") as peer:
+        settings_: dict[str, Any] = json.loads(str(peer["attrs"]))
+        scheme = Scheme(settings_["expert_weight_bits"], settings_["block_size"])
+        inputs = {name.removeprefix("in."): peer[name] for name in peer.files if name.startswith("in.")}
+        expected = peer["expected_routed"]
+    experts = [block.expert(number) for number in range(block.experts)]
+    for port, matrices in (("fc1", [e.fc1 for e in experts]), ("fc2", [e.fc2 for e in experts])):
+        parts = [quantized(matrix, scheme).packed() for matrix in matrices]
+        assert (np.stack([part[0] for part in parts]) == inputs[f"{port}_experts_weights"]).all()
+        assert (np.stack([part[1] for part in parts]) == inputs[f"{port}_scales"]).all()
+    found = (
+        evaluate(inputs, settings_)[0]
+        if isinstance(evaluate(inputs, settings_), tuple)
+        else evaluate(inputs, settings_)
+    )
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_what_cannot_be_quantized_is_refused() -> None:
+    for options in ({"bits": 3}, {"block_size": 8}, {"method": "magic"}, {"method": "half-quadratic"}):
+        with pytest.raises(GraphError):
+            Scheme(**options)  # type: ignore[arg-type]
+    with pytest.raises(GraphError, match="not finite"):
+        quantized(np.array([[1.0, np.nan]]), Scheme())
+
+
+def test_better_methods_help_on_real_weights() -> None:
+    block = list(blocks(Checkpoint(DATA / "peers" / "mixtral")))[1]
+    weights = block.expert(0).fc1
+    for bits in (2, 4):
+        error = {
+            (method, asymmetric): np.square(
+                quantized(weights, Scheme(bits, 32, asymmetric, method)).weights() - weights
+            ).sum()
+            for method in METHODS
+            for asymmetric in (False, True)
+            if asymmetric or method != "half-quadratic"
+        }
+        assert error["least-squares", False] < 0.97 * error["nearest", False]
+        assert error["least-squares", True] < 0.97 * error["nearest", True]
+        assert error["half-quadratic", True] <= error["nearest", True]

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from qmoe_node.blocks import Block, Routing
+from qmoe_node.blocks import Block, Expert, Routing
 from qmoe_node.checkpoints import Checkpoint
+from qmoe_node.quantize import Scheme, quantized
 from runtime.graph import Graph
 from runtime.tensors import Tensor
 
@@ -19,21 +20,21 @@ LEAST = -1e30
 TRAINED = "trainable weight"
 
 
-def block_graph(checkpoint: Checkpoint, block: Block) -> Graph:
-    """A float32 graph that computes what the block does: hidden_states [batch, sequence, hidden] -> output, the same.
+def block_graph(checkpoint: Checkpoint, block: Block, scheme: Scheme | None = None) -> Graph:
+    """A graph that computes what the block does: hidden_states float [batch, sequence, hidden] -> output, the same.
 
+    With a `scheme`, its experts are quantized, one at a time; without, they are float32. All else is float32 in both.
     Initializers have the names of the model's tensors as far as they are these. FileError if a tensor is missing or
     has another shape.
     """
-    builder = _Builder(checkpoint, block)
-    return builder.graph()
+    return _Builder(checkpoint, block, scheme).graph()
 
 
 class _Builder:
     """Writes one graph, node by node; methods return what a wire can begin at."""
 
-    def __init__(self, checkpoint: Checkpoint, block: Block) -> None:
-        self._checkpoint, self._block = checkpoint, block
+    def __init__(self, checkpoint: Checkpoint, block: Block, scheme: Scheme | None) -> None:
+        self._checkpoint, self._block, self._scheme = checkpoint, block, scheme
         self._graph = Graph(block.name, opsets=OPSETS)
 
     def graph(self) -> Graph:
@@ -153,20 +154,18 @@ class _Builder:
         return pick, self.add("GatherElements", f"{name}_weight", wires, "output", axis=1)
 
     def _experts(self, tokens: str, chosen: str) -> str:
-        block = self._block
-        experts = [block.expert(number) for number in range(block.experts)]
-        stacks: dict[str, list[np.ndarray | None]] = {
-            "fc1_experts_weights": [expert.fc1 for expert in experts],
-            "fc1_experts_bias": [expert.fc1_bias for expert in experts],
-            "fc2_experts_weights": [expert.fc2 for expert in experts],
-            "fc2_experts_bias": [expert.fc2_bias for expert in experts],
-        }
+        block, scheme = self._block, self._scheme
+        tensors = _stacked(block, scheme)
         wires = {"input": tokens, "router_probs": chosen}
-        for port, parts in stacks.items():
-            arrays = [part for part in parts if part is not None]
-            if arrays:
-                wires[port] = self.constant(port, np.stack(arrays), trained=True)
-        return self.add("com.microsoft.MoE", "experts", wires, "output", **activation(block), k=block.routing.k)
+        for port, array in tensors.items():
+            wires[port] = self.constant(port, array, trained=array.dtype == np.float32)
+        parameters = activation(block) | {"k": block.routing.k}
+        if scheme is None:
+            return self.add("com.microsoft.MoE", "experts", wires, "output", **parameters)
+        parameters["expert_weight_bits"] = scheme.bits
+        if scheme.block_size:
+            parameters["block_size"] = scheme.block_size
+        return self.add("com.microsoft.QMoE", "experts", wires, "output", **parameters)
 
     def _shared(self, tokens: str) -> str:
         block, shared = self._block, self._block.shared
@@ -221,6 +220,30 @@ class _Builder:
     def _sum(self, id: str, of: str) -> str:
         axis = self.constant("last_axis", np.array([-1]))
         return self.add("ReduceSum", id, {"data": of, "axes": axis}, "reduced", keepdims=1)
+
+
+def _stacked(block: Block, scheme: Scheme | None) -> dict[str, np.ndarray]:
+    """The tensors of all experts by port; with a scheme, no more than one expert's weights are held as floats."""
+    found: dict[str, np.ndarray] = {}
+    for number in range(block.experts):
+        for port, array in _tensors(block.expert(number), scheme).items():
+            if port not in found:
+                found[port] = np.empty((block.experts, *array.shape), array.dtype)
+            found[port][number] = array
+    return found
+
+
+def _tensors(expert: Expert, scheme: Scheme | None) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray | None] = {}
+    for name, weights, bias in (("fc1", expert.fc1, expert.fc1_bias), ("fc2", expert.fc2, expert.fc2_bias)):
+        if scheme is None:
+            found[f"{name}_experts_weights"] = weights
+        else:
+            packed = quantized(weights, scheme).packed()
+            ports = (f"{name}_experts_weights", f"{name}_scales", f"{name}_zero_points")
+            found |= dict(zip(ports, packed, strict=True))
+        found[f"{name}_experts_bias"] = bias
+    return {port: array for port, array in found.items() if array is not None}
 
 
 def activation(block: Block) -> dict[str, Any]:

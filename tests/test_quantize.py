@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmoe_node import evaluate
+from qmoe_node.block_graphs import block_graph
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks
 from qmoe_node.packing import unpack
 from qmoe_node.quantize import BLOCKS, METHODS, WIDTHS, Scheme, quantized
-from runtime import GraphError
+from runtime import GraphError, Session
 
 DATA = Path(__file__).parent / "data"
 
@@ -123,3 +124,30 @@ def test_better_methods_help_on_real_weights() -> None:
         assert error["least-squares", False] < 0.97 * error["nearest", False]
         assert error["least-squares", True] < 0.97 * error["nearest", True]
         assert error["half-quadratic", True] <= error["nearest", True]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
+def test_a_quantized_block_gives_what_torch_gives_with_these_weights(family: str) -> None:
+    checkpoint = Checkpoint(DATA / "peers" / family)
+    block = list(blocks(checkpoint))[1]
+    graph = block_graph(checkpoint, block, Scheme(4, 32))
+    with np.load(DATA / "peers" / family / "quantized.npz") as peer:
+        x, expected = peer["in.input"][None], peer["expected_block"]
+    for backend in ("onnxruntime", "numpy"):
+        found = Session(graph, backend).forward({"hidden_states": x})["output"]  # type: ignore[arg-type]
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    "scheme", [Scheme(2, 16, True, "half-quadratic"), Scheme(8, 0), Scheme(4, 0, True), Scheme(2, 0)]
+)
+def test_a_quantized_block_is_near_its_float_twin_on_both_backends(scheme: Scheme) -> None:
+    checkpoint = Checkpoint(DATA / "peers" / "mixtral")
+    block = list(blocks(checkpoint))[1]
+    x = np.random.default_rng(0).standard_normal((1, 20, 64)).astype(np.float32)
+    exact = Session(block_graph(checkpoint, block)).forward({"hidden_states": x})["output"]
+    graph = block_graph(checkpoint, block, scheme)
+    found = [Session(graph, b).forward({"hidden_states": x})["output"] for b in ("onnxruntime", "numpy")]  # type: ignore[arg-type]
+    assert np.abs(found[0] - found[1]).max() <= 1e-5 * np.abs(found[1]).max()
+    error = np.linalg.norm(found[0] - exact) / np.linalg.norm(exact)
+    assert error < {2: 0.9, 4: 0.25, 8: 0.02}[scheme.bits]

@@ -72,6 +72,7 @@ class Window(QMainWindow):
         editor.title_changed.connect(self._show_title)
         editor.edited.connect(lambda edit: self._show_possible())
         editor.document_changed.connect(self._show_possible)
+        editor.document_changed.connect(lambda: self.say(""))
         editor.canvas.viewer.moved_view.connect(self._show_zoom)
         self._show_title()
         self._show_possible()

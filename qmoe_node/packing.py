@@ -46,6 +46,11 @@ def pack(codes: np.ndarray, bits: int) -> np.ndarray:
     codes = np.asarray(codes, np.uint8)
     if bits == 8:
         return codes.copy()
+    if bits != 3 and codes.size and not codes.shape[-1] % (8 // bits):
+        for width in (bits,) if bits == 4 else (bits, 2 * bits):  # neighbours meet in the lower byte of a pair
+            pairs = np.ascontiguousarray(codes).view("<u2")
+            codes = (pairs | pairs >> np.uint16(8 - width)).astype(np.uint8)
+        return codes
     if bits != 3:
         in_byte = 8 // bits
         packed = np.zeros((*codes.shape[:-1], packed_length(codes.shape[-1], bits)), np.uint8)

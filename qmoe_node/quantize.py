@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-from qmoe_node.packing import default_zero_point, pack
+from qmoe_node.packing import default_zero_point, pack, packed_length, unpack
 from runtime.errors import Finding, GraphError
 
-Method: TypeAlias = Literal["nearest", "least-squares", "half-quadratic"]
-METHODS: tuple[Method, ...] = ("nearest", "least-squares", "half-quadratic")
+Method: TypeAlias = Literal["nearest", "onnxruntime", "least-squares", "half-quadratic"]
+METHODS: tuple[Method, ...] = ("nearest", "onnxruntime", "least-squares", "half-quadratic")
 WIDTHS = (2, 4, 8)
 BLOCKS = (0, 16, 32, 64, 128, 256)
 """Columns that share a scale; 0 for a whole row."""
@@ -19,6 +22,9 @@ SHARES = np.linspace(0.35, 1.0, 27, dtype=np.float32)
 """Parts of the range that the search of a scale tries."""
 ROUNDS, SHRINK, POWER = 20, 10.0, 0.7
 """Of half-quadratic quantization: how often, how strongly, and towards which norm (Badri and Shaji, "HQQ", 2023)."""
+TILE = 1 << 16
+"""Weights that are worked on at once, so that they stay in a core's cache."""
+CORES = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +48,40 @@ class Scheme:
         if self.method == "half-quadratic" and not self.asymmetric:
             text = "The half-quadratic method looks for zero points: it needs asymmetric quantization."
             raise GraphError(Finding(text, code="option"))
+        if self.method == "onnxruntime" and not self.block_size:
+            text = "ONNX Runtime's quantizer knows blocks only: it needs a block_size."
+            raise GraphError(Finding(text, code="option"))
+
+    @property
+    def most(self) -> int:
+        """The largest code."""
+        return (1 << self.bits) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A matrix [rows, columns] as QMoE has it.
+    """A matrix of so many `columns` as QMoE has it.
 
-    `codes` uint8 [rows, columns], `scales` float32 [rows, blocks], `zero_points` uint8 [rows, blocks] or None for the
-    middle of the codes. A weight is (code - zero point) * scale.
+    `data` uint8 [rows, bytes] holds the codes, `scales` are float32 [rows, blocks], `zero_points` uint8 [rows, blocks]
+    or None for the middle of the codes. A weight is (code - zero point) * scale.
     """
 
-    codes: np.ndarray
+    data: np.ndarray
     scales: np.ndarray
     zero_points: np.ndarray | None
+    columns: int
     scheme: Scheme
+
+    def codes(self) -> np.ndarray:
+        """uint8 [rows, columns]."""
+        return unpack(self.data, self.scheme.bits, self.columns)
 
     def weights(self) -> np.ndarray:
         """The weights that it stands for, float32 [rows, columns]."""
         zeros = default_zero_point(self.scheme.bits) if self.zero_points is None else self.zero_points[..., None]
-        blocks = _blocks(self.codes, self.scheme.block_size).astype(np.float32) - zeros
+        blocks = blocks_of(self.codes(), self.scheme.block_size).astype(np.float32) - zeros
         whole = blocks * self.scales[..., None]
-        return np.asarray(whole.reshape(len(self.codes), -1)[:, : self.codes.shape[1]])
+        return np.asarray(whole.reshape(len(self.data), -1)[:, : self.columns])
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Weights, scales and zero points as the operator's inputs have them, for one expert."""
@@ -71,111 +90,184 @@ class Quantized:
         zeros = None
         if self.zero_points is not None:
             zeros = pack(self.zero_points[:, 0] if by_row else self.zero_points, bits)
-        return pack(self.codes, bits), scales, zeros
+        return self.data, scales, zeros
 
 
-def quantized(weights: np.ndarray, scheme: Scheme) -> Quantized:
-    """Quantizes a matrix of floats [rows, columns]. GraphError if some of it is not finite.
+def quantized(weights: np.ndarray, scheme: Scheme, workers: int = CORES) -> Quantized:
+    """Quantizes a matrix of floats [rows, columns], rows apart by `workers`. GraphError if some of it is not finite.
 
-    "nearest" is ONNX Runtime's convention: a symmetric block's scale takes its element of the largest size to the
-    lowest code, an asymmetric one's takes its range, with zero in it, to all codes; codes are rounded to even.
-    "least-squares" takes, of several parts of that range, the one with the least squared error. "half-quadratic" moves
-    zero points so that few errors are large.
+    "nearest" is ONNX Runtime's convention: a symmetric block's scale takes its (first) element of the largest size to
+    the lowest code, an asymmetric one's takes its range, with zero in it, to all codes; w / scale is rounded to even.
+    "onnxruntime" gives the bytes of ONNX Runtime's own quantizer of MatMulNBits, which differ in ties: of two elements
+    of one size the negative one counts, w * (1 / scale) is rounded, and halves go up. "least-squares" takes, of
+    several parts of the range, the one with the least squared error. "half-quadratic" moves zero points so that few
+    errors are large.
     """
     weights = np.asarray(weights, np.float32)
-    if not np.isfinite(weights).all():
-        raise GraphError(Finding("Weights that are not finite cannot be quantized.", code="weights"))
-    blocks = _blocks(weights, scheme.block_size)
-    if scheme.method == "nearest":
-        scales, zeros = _range(blocks, scheme)
-    elif scheme.method == "least-squares":
-        scales, zeros = _least_squares(blocks, scheme)
-    else:
-        scales, zeros = _half_quadratic(blocks, scheme)
-    codes = _round(blocks, scales, zeros, scheme).astype(np.uint8)
-    flat = np.ascontiguousarray(codes.reshape(len(weights), -1)[:, : weights.shape[1]])
-    return Quantized(flat, scales, zeros.astype(np.uint8) if scheme.asymmetric else None, scheme)
+    rows, columns = weights.shape
+    blocks = -(-columns // scheme.block_size) if scheme.block_size else 1
+    data = np.empty((rows, packed_length(columns, scheme.bits)), np.uint8)
+    scales = np.empty((rows, blocks), np.float32)
+    zeros = np.empty((rows, blocks), np.uint8) if scheme.asymmetric else None
+
+    def work(part: slice) -> None:
+        tile = blocks_of(weights[part], scheme.block_size)
+        codes, scales[part], found = _quantize(tile, scheme)
+        data[part] = pack(codes.reshape(len(codes), -1)[:, :columns], scheme.bits)
+        if zeros is not None:
+            zeros[part] = found
+
+    by_rows(work, rows, columns, workers)
+    return Quantized(data, scales, zeros, columns, scheme)
 
 
-def _blocks(matrix: np.ndarray, block_size: int) -> np.ndarray:
-    """[rows, blocks, block size]; the last block of a row is filled with zeros."""
+def by_rows(work: Callable[[slice], None], rows: int, columns: int, workers: int) -> None:
+    """Calls `work` for pieces of a matrix's rows that fit a core's cache, on several threads if it is large."""
+    parts = list(_parts(rows, max(1, TILE // max(1, columns))))
+    if workers == 1 or len(parts) < 4:
+        for part in parts:
+            work(part)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, parts))
+
+
+def _parts(rows: int, height: int) -> Iterator[slice]:
+    return (slice(start, min(start + height, rows)) for start in range(0, rows, height))
+
+
+def blocks_of(matrix: np.ndarray, block_size: int) -> np.ndarray:
+    """[rows, blocks, block size] of [rows, columns]; the last block of a row is filled with zeros."""
     size = block_size or matrix.shape[1]
     missing = -matrix.shape[1] % size
     if missing:
         matrix = np.pad(matrix, ((0, 0), (0, missing)))
-    return matrix.reshape(len(matrix), -1, size)
+    return matrix.reshape(len(matrix), matrix.shape[1] // max(1, size), size)
 
 
-def _range(blocks: np.ndarray, scheme: Scheme, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Scales and zero points, float32 [rows, blocks], that take so much of each block's range."""
-    most = (1 << scheme.bits) - 1
+def _quantize(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Codes uint8 like the blocks, scales and zero points float32 [rows, blocks]."""
+    scales, zeros = ranges(blocks, scheme)
+    if not np.isfinite(scales).all():
+        raise GraphError(Finding("Weights that are not finite cannot be quantized.", code="weights"))
+    if scheme.method == "onnxruntime":
+        return _round_up(blocks, scales, zeros, scheme), scales, zeros
+    if scheme.method == "least-squares":
+        scales, zeros = _least_squares(blocks, scheme, scales, zeros)
+    elif scheme.method == "half-quadratic":
+        zeros = _half_quadratic(blocks, scheme, scales, zeros)
+    return rounded(blocks, scales, zeros, scheme).astype(np.uint8), scales, zeros
+
+
+def ranges(blocks: np.ndarray, scheme: Scheme, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points, float32 [rows, blocks], that take so much of each block's range.
+
+    A block with something that is not finite has no finite scale.
+    """
+    if not blocks.shape[-1]:
+        return np.zeros(blocks.shape[:-1], np.float32), np.zeros(blocks.shape[:-1], np.float32)
+    low, high = _extremes(blocks)
     if not scheme.asymmetric:
         half = default_zero_point(scheme.bits)
-        place = np.abs(blocks).argmax(axis=-1)[..., None]
-        largest = np.take_along_axis(blocks, place, axis=-1)[..., 0]
+        largest = np.where(high > -low, high, low)
+        if scheme.method != "onnxruntime":
+            tied = np.nonzero((high == -low) & (high > 0))
+            if tied[0].size:
+                place = np.abs(blocks[tied]).argmax(axis=-1)[:, None]
+                largest[tied] = np.take_along_axis(blocks[tied], place, axis=-1)[:, 0]
         scales = largest * np.float32(share) / np.float32(-half)
         return scales, np.full(scales.shape, half, np.float32)
-    low = np.minimum(blocks.min(axis=-1), 0) * np.float32(share)
-    high = np.maximum(blocks.max(axis=-1), 0) * np.float32(share)
-    scales = (high - low) / np.float32(most)
-    zeros = np.rint(-low / np.where(scales == 0, np.float32(1), scales))
-    return scales, np.clip(zeros, 0, most)
+    low = np.minimum(low, 0) * np.float32(share)
+    high = np.maximum(high, 0) * np.float32(share)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scales = (high - low) / np.float32(scheme.most)
+        zeros = -low / np.where(scales == 0, np.float32(1), scales)
+        zeros = _half_up(zeros) if scheme.method == "onnxruntime" else np.rint(zeros)
+    return scales, np.clip(zeros, 0, scheme.most)
 
 
-def _round(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
-    """Codes as floats."""
-    divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
-    return np.asarray(np.clip(np.rint(blocks / divisor) + zeros[..., None], 0, (1 << scheme.bits) - 1))
+def _extremes(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest element of each block."""
+    across = np.ascontiguousarray(blocks.reshape(-1, blocks.shape[-1]).T)  # whole vectors are compared, not short rows
+    low, high = across.min(axis=0), across.max(axis=0)
+    return low.reshape(blocks.shape[:-1]), high.reshape(blocks.shape[:-1])
 
 
-def _errors(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
-    codes = _round(blocks, scales, zeros, scheme)
-    apart = (codes - zeros[..., None]) * scales[..., None] - blocks
+def rounded(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The codes nearest to w / scale + zero point, as floats."""
+    codes = np.divide(blocks, np.where(scales == 0, np.float32(1), scales)[..., None])
+    np.rint(codes, out=codes)
+    codes += zeros[..., None]
+    return np.clip(codes, 0, scheme.most, out=codes)
+
+
+def _round_up(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The codes of ONNX Runtime's quantizer."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / np.where(scales == 0, np.float32(1), scales))
+        codes = blocks * inverse[..., None] + zeros[..., None]
+    return np.clip(_half_up(codes), 0, scheme.most).astype(np.uint8)
+
+
+def _half_up(values: np.ndarray) -> np.ndarray:
+    """To the nearest whole number, halves up: C's roundf on what is not negative."""
+    low = np.floor(values)
+    return np.asarray(low + (values - low >= 0.5))
+
+
+def errors(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """The sum of squared errors of each block, [rows, blocks]."""
+    apart = rounded(blocks, scales, zeros, scheme)
+    apart -= zeros[..., None]
+    apart *= scales[..., None]
+    apart -= blocks
     return np.asarray(np.einsum("rbc,rbc->rb", apart, apart))
 
 
-def _least_squares(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def _least_squares(
+    blocks: np.ndarray, scheme: Scheme, scales: np.ndarray, zeros: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The best of several parts of the range; then, for its codes, the scale that solves the least squares."""
-    scales, zeros = _range(blocks, scheme)
-    least = _errors(blocks, scales, zeros, scheme)
+    whole, least = scales, errors(blocks, scales, zeros, scheme)
     for share in SHARES:
-        tried, tried_zeros = _range(blocks, scheme, float(share))
+        if scheme.asymmetric:
+            tried, tried_zeros = ranges(blocks, scheme, float(share))
+        else:
+            tried, tried_zeros = whole * share, zeros
         # A scale's sign says which of the two outermost codes is farther from zero: both are tried.
         for sign in (1.0,) if scheme.asymmetric else (1.0, -1.0):
             candidate = tried * np.float32(sign)
-            shifted = _round(blocks, candidate, tried_zeros, scheme) - tried_zeros[..., None]
+            shifted = rounded(blocks, candidate, tried_zeros, scheme) - tried_zeros[..., None]
             squares = np.einsum("rbc,rbc->rb", shifted, shifted)
             products = np.einsum("rbc,rbc->rb", shifted, blocks)
             solved = np.where(squares > 0, products / np.where(squares > 0, squares, 1), candidate).astype(np.float32)
             for one in (candidate, solved):
-                errors = _errors(blocks, one, tried_zeros, scheme)
-                better = errors < least
+                found = errors(blocks, one, tried_zeros, scheme)
+                better = found < least
                 scales, zeros = np.where(better, one, scales), np.where(better, tried_zeros, zeros)
-                least = np.where(better, errors, least)
+                least = np.where(better, found, least)
     return scales, zeros
 
 
-def _half_quadratic(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+def _half_quadratic(blocks: np.ndarray, scheme: Scheme, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
     """Zero points for which the errors are small but for few, found by half-quadratic splitting (HQQ, equations 3-7).
 
     Zero points are whole in QMoE, so that each step's is rounded; the best of them all by squared error is taken.
     """
-    most = (1 << scheme.bits) - 1
-    scales, zeros = _range(blocks, scheme)
-    best, least = zeros, _errors(blocks, scales, zeros, scheme)
+    best, least = zeros, errors(blocks, scales, zeros, scheme)
     moving, strength = zeros.copy(), SHRINK
     divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
     for _ in range(ROUNDS):
-        codes = np.clip(np.rint(blocks / divisor + moving[..., None]), 0, most)
+        codes = np.clip(np.rint(blocks / divisor + moving[..., None]), 0, scheme.most)
         apart = blocks - (codes - moving[..., None]) * scales[..., None]
         size = np.abs(apart)
         with np.errstate(divide="ignore"):
             shrunk = np.maximum(size - size ** (POWER - 1) / strength, 0)
         outliers = np.sign(apart) * np.where(size > 0, shrunk, 0)
         moving = (codes - (blocks - outliers) / divisor).mean(axis=-1).astype(np.float32)
-        whole = np.clip(np.rint(moving), 0, most)
-        errors = _errors(blocks, scales, whole, scheme)
-        better = errors < least
-        best, least = np.where(better, whole, best), np.where(better, errors, least)
+        whole = np.clip(np.rint(moving), 0, scheme.most)
+        found = errors(blocks, scales, whole, scheme)
+        better = found < least
+        best, least = np.where(better, whole, best), np.where(better, found, least)
         strength *= 1.01
-    return scales, best
+    return best

@@ -2,60 +2,126 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from math import isfinite
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qmoe_node.blocks import Block, Expert, Routing
+from qmoe_node.blocks import Block, Routing
 from qmoe_node.checkpoints import Checkpoint
-from qmoe_node.quantize import Scheme, quantized
+from qmoe_node.mixtures import Mixture, Samples
+from qmoe_node.routing import route
+from runtime.errors import Finding, GraphError
 from runtime.graph import Graph
+from runtime.session import Session
 from runtime.tensors import Tensor
+from runtime.types import ElementType
+
+if TYPE_CHECKING:
+    from qmoe_node.conversion import Converted
 
 OPSETS = {"": 21, "com.microsoft": 1}
 LEAST = -1e30
 """The logit of an expert that was not chosen."""
 TRAINED = "trainable weight"
+ROUTER, TOTAL = "router_probs", "total_weight"
+"""The outputs of a routing graph."""
 
 
-def block_graph(checkpoint: Checkpoint, block: Block, scheme: Scheme | None = None) -> Graph:
+def block_graph(checkpoint: Checkpoint, block: Block, experts: Converted | None = None) -> Graph:
     """A graph that computes what the block does: hidden_states float [batch, sequence, hidden] -> output, the same.
 
-    With a `scheme`, its experts are quantized, one at a time; without, they are float32. All else is float32 in both.
+    With `experts`, these are the block's quantized ones; without, they are float32. All else is float32 in both.
     Initializers have the names of the model's tensors as far as they are these. FileError if a tensor is missing or
     has another shape.
     """
-    return _Builder(checkpoint, block, scheme).graph()
+    graph = Graph(block.name, opsets=OPSETS)
+    _Builder(checkpoint, block, graph).whole(experts, "hidden_states", "output")
+    return graph
+
+
+def model_graph(checkpoint: Checkpoint, parts: Iterable[tuple[Block, Converted | None]]) -> Graph:
+    """Several blocks of a model in one graph, side by side.
+
+    Each has an input and an output of its own, called after the block: model.layers.3.mlp.hidden_states.
+    """
+    graph = Graph(str(checkpoint.configuration.get("model_type", "model")), opsets=OPSETS)
+    for block, experts in parts:
+        builder = _Builder(checkpoint, block, graph, prefix=f"layer{block.layer}_")
+        builder.whole(experts, f"{block.name}.hidden_states", f"{block.name}.output")
+    return graph
+
+
+def routing_graph(checkpoint: Checkpoint, block: Block) -> Graph:
+    """The block's graph up to its experts: hidden_states -> router_probs [tokens, experts].
+
+    Mixing weights are the softmax of its k largest, times total_weight [tokens, 1] where there is that output.
+    """
+    graph = Graph(block.name, opsets=OPSETS)
+    _Builder(checkpoint, block, graph).routing_only()
+    return graph
+
+
+def mixture_of(checkpoint: Checkpoint, block: Block) -> Mixture:
+    """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each."""
+    return replace(block.mixture, source=checkpoint.identity, forget=checkpoint.forget)
+
+
+def samples_of(checkpoint: Checkpoint, block: Block, hidden_states: np.ndarray) -> Samples:
+    """Tokens float [..., hidden] that the block is given, with where its router sends them. GraphError for others."""
+    found = np.asarray(hidden_states)
+    if found.ndim < 2 or found.shape[-1] != block.hidden or found.dtype.kind not in "fV" or not found.size:
+        text = f"expected calibration data of floats, [tokens, {block.hidden}]; {found.dtype} {list(found.shape)} came."
+        raise GraphError(Finding(text, block.name, "hidden_states", code="data"))
+    tokens = np.ascontiguousarray(found.reshape(-1, block.hidden).astype(np.float32))
+    outputs = Session(routing_graph(checkpoint, block)).forward({"hidden_states": tokens[None]})
+    chosen = route(outputs[ROUTER], block.routing.k, normalize_routing_weights=True)
+    return Samples(tokens, chosen.indices, chosen.weights * outputs.get(TOTAL, np.float32(1)))
 
 
 class _Builder:
-    """Writes one graph, node by node; methods return what a wire can begin at."""
+    """Writes one block into a graph, node by node; methods return what a wire can begin at."""
 
-    def __init__(self, checkpoint: Checkpoint, block: Block, scheme: Scheme | None) -> None:
-        self._checkpoint, self._block, self._scheme = checkpoint, block, scheme
-        self._graph = Graph(block.name, opsets=OPSETS)
+    def __init__(self, checkpoint: Checkpoint, block: Block, graph: Graph, prefix: str = "") -> None:
+        self._checkpoint, self._block, self._graph, self._prefix = checkpoint, block, graph, prefix
 
-    def graph(self) -> Graph:
-        """All of it."""
-        block, graph = self._block, self._graph
-        shape = ["batch", "sequence", block.hidden]
-        graph.add("Input", "hidden_states", parameters={"type": "tensor(float)", "shape": shape})
-        rows = self.constant("token_shape", np.array([-1, block.hidden]))
-        tokens = self.add("Reshape", "tokens", {"data": "hidden_states.value", "shape": rows}, "reshaped")
-        logits = self._router(tokens)
-        chosen, total = self._route(logits)
-        routed = self._experts(tokens, chosen)
+    def whole(self, experts: Converted | None, given: str, made: str) -> None:
+        """All of it, with an input and an output of these names."""
+        block = self._block
+        start, tokens = self._tokens(given)
+        chosen, total = self._route(self._router(tokens))
+        routed = self._experts(tokens, chosen, experts)
         if total:
             routed = self.add("Mul", "weighted", {"A": routed, "B": total}, "C")
         if block.shared is not None:
             routed = self.add("Add", "with_shared", {"A": routed, "B": self._shared(tokens)}, "C")
-        like = self.add("Shape", "given_shape", {"data": "hidden_states.value"}, "shape")
+        like = self.add("Shape", "given_shape", {"data": start}, "shape")
         shaped = self.add("Reshape", "shaped", {"data": routed, "shape": like}, "reshaped")
-        graph.add("Output", "output")
-        graph.wire(shaped, "output.value")
-        return graph
+        self._output(made, shaped)
+
+    def routing_only(self) -> None:
+        """What `routing_graph` has."""
+        _, tokens = self._tokens("hidden_states")
+        chosen, total = self._route(self._router(tokens))
+        self._output(ROUTER, chosen)
+        if total:
+            self._output(TOTAL, total)
+
+    def _tokens(self, name: str) -> tuple[str, str]:
+        block = self._block
+        id = f"{self._prefix}hidden_states"
+        parameters = {"type": "tensor(float)", "shape": ["batch", "sequence", block.hidden]}
+        if name != id:
+            parameters["name"] = name
+        self._graph.add("Input", id, parameters=parameters)
+        rows = self.constant("token_shape", np.array([-1, block.hidden]))
+        return f"{id}.value", self.add("Reshape", "tokens", {"data": f"{id}.value", "shape": rows}, "reshaped")
+
+    def _output(self, name: str, source: str) -> None:
+        id = f"{self._prefix}{name.rpartition('.')[2]}"
+        self._graph.add("Output", id, parameters={} if name == id else {"name": name})
+        self._graph.wire(source, f"{id}.value")
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
@@ -153,19 +219,19 @@ class _Builder:
         wires = {"data": weights, "indices": pick}
         return pick, self.add("GatherElements", f"{name}_weight", wires, "output", axis=1)
 
-    def _experts(self, tokens: str, chosen: str) -> str:
-        block, scheme = self._block, self._scheme
-        tensors = _stacked(block, scheme)
+    def _experts(self, tokens: str, chosen: str, experts: Converted | None) -> str:
+        mixture = self._block.mixture
         wires = {"input": tokens, "router_probs": chosen}
-        for port, array in tensors.items():
-            wires[port] = self.constant(port, array, trained=array.dtype == np.float32)
-        parameters = activation(block) | {"k": block.routing.k}
-        if scheme is None:
-            return self.add("com.microsoft.MoE", "experts", wires, "output", **parameters)
-        parameters["expert_weight_bits"] = scheme.bits
-        if scheme.block_size:
-            parameters["block_size"] = scheme.block_size
-        return self.add("com.microsoft.QMoE", "experts", wires, "output", **parameters)
+        if experts is None:
+            for port, tensor in _stacked(mixture).items():
+                wires[port] = self.initializer(port, tensor, trained=True)
+            return self.add("com.microsoft.MoE", "experts", wires, "output", **mixture.parameters())
+        if experts.factors is not None:
+            factors = self.initializer("input_factors", Tensor.from_array(1 / experts.factors))
+            wires["input"] = self.add("Mul", "rescaled", {"A": tokens, "B": factors}, "C")
+        for port, tensor in experts.tensors.items():
+            wires[port] = self.initializer(port, tensor, trained=tensor.element is ElementType.FLOAT)
+        return self.add("com.microsoft.QMoE", "experts", wires, "output", **experts.parameters)
 
     def _shared(self, tokens: str) -> str:
         block, shared = self._block, self._block.shared
@@ -191,27 +257,34 @@ class _Builder:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def add(self, type: str, id: str, wires: Mapping[str, str], output: str, **parameters: Any) -> str:
+    def add(self, type: str, name: str, wires: Mapping[str, str], output: str, **parameters: Any) -> str:
         """A node, and wires from what it reads; where its output is."""
+        id = self._prefix + name
         self._graph.add(type, id, parameters=parameters)
         for port, source in wires.items():
             self._graph.wire(source, f"{id}.{port}")
         return f"{id}.{output}"
 
-    def constant(self, id: str, array: np.ndarray | np.generic, *, trained: bool = False) -> str:
-        """An initializer; one that is there already is taken."""
+    def constant(self, name: str, array: np.ndarray | np.generic) -> str:
+        """An initializer that is no weight; one that is there already is taken."""
+        return self.initializer(name, Tensor.from_array(np.asarray(array)))
+
+    def initializer(self, name: str, tensor: Tensor, *, trained: bool = False, known_as: str = "") -> str:
+        """An initializer, called so in an ONNX file; one that is there already is taken."""
+        id = self._prefix + name
         if id not in self._graph.nodes:
-            parameters: dict[str, Any] = {"tensor": Tensor.from_array(np.asarray(array))}
+            parameters: dict[str, Any] = {"tensor": tensor}
             if trained:
                 parameters["training_type"] = TRAINED
+            if known_as:
+                parameters["name"] = known_as
             self._graph.add("Initializer", id, parameters=parameters)
         return f"{id}.value"
 
-    def weight(self, id: str, name: str, shape: tuple[int, ...]) -> str:
+    def weight(self, name: str, tensor: str, shape: tuple[int, ...]) -> str:
         """An initializer with a tensor of the model, and its name."""
-        source = self.constant(id, self._checkpoint.array(name, shape), trained=True)
-        self._graph.set(id, "name", name)
-        return source
+        array = self._checkpoint.array(tensor, shape)
+        return self.initializer(name, Tensor.from_array(array), trained=True, known_as=tensor)
 
     def _top(self, id: str, of: str, k: int, output: str) -> str:
         count = self.constant(f"{id}_count", np.array([k]))
@@ -222,40 +295,18 @@ class _Builder:
         return self.add("ReduceSum", id, {"data": of, "axes": axis}, "reduced", keepdims=1)
 
 
-def _stacked(block: Block, scheme: Scheme | None) -> dict[str, np.ndarray]:
-    """The tensors of all experts by port; with a scheme, no more than one expert's weights are held as floats."""
+def _stacked(mixture: Mixture) -> dict[str, Tensor]:
+    """The tensors of all experts by port, float32."""
     found: dict[str, np.ndarray] = {}
-    for number in range(block.experts):
-        for port, array in _tensors(block.expert(number), scheme).items():
+    for number in range(mixture.experts):
+        expert = mixture.expert(number)
+        arrays = {f"{name}_experts_weights": matrix for name, matrix in expert.matrices().items()}
+        arrays |= {f"{name}_experts_bias": bias for name, bias in expert.biases().items()}
+        for port, array in arrays.items():
             if port not in found:
-                found[port] = np.empty((block.experts, *array.shape), array.dtype)
+                found[port] = np.empty((mixture.experts, *array.shape), np.float32)
             found[port][number] = array
-    return found
-
-
-def _tensors(expert: Expert, scheme: Scheme | None) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray | None] = {}
-    for name, weights, bias in (("fc1", expert.fc1, expert.fc1_bias), ("fc2", expert.fc2, expert.fc2_bias)):
-        if scheme is None:
-            found[f"{name}_experts_weights"] = weights
-        else:
-            packed = quantized(weights, scheme).packed()
-            ports = (f"{name}_experts_weights", f"{name}_scales", f"{name}_zero_points")
-            found |= dict(zip(ports, packed, strict=True))
-        found[f"{name}_experts_bias"] = bias
-    return {port: array for port, array in found.items() if array is not None}
-
-
-def activation(block: Block) -> dict[str, Any]:
-    """The parameters of MoE and QMoE for a block's SwiGLU."""
-    parameters: dict[str, Any] = {
-        "activation_type": "swiglu",
-        "swiglu_fusion": 1,
-        "activation_alpha": block.alpha,
-        "activation_beta": block.beta,
-        "normalize_routing_weights": 1,
-    }
-    return parameters | ({"swiglu_limit": block.limit} if isfinite(block.limit) else {})
+    return {port: Tensor.from_array(array) for port, array in found.items()}
 
 
 def _one(value: float) -> Tensor:

@@ -9,19 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-
-@dataclass(frozen=True, slots=True)
-class Expert:
-    """One expert's weights as QMoE has them, float32.
-
-    `fc1` [2 inter, hidden] has rows of gate and linear part in turn, `fc2` is [hidden, inter]; the biases are
-    [2 inter] and [hidden].
-    """
-
-    fc1: np.ndarray
-    fc2: np.ndarray
-    fc1_bias: np.ndarray | None = None
-    fc2_bias: np.ndarray | None = None
+from qmoe_node.layer import Settings
+from qmoe_node.mixtures import Expert, Mixture
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +65,20 @@ class Block:
     alpha: float = 1.0
     beta: float = 0.0
     limit: float = inf
+
+    @property
+    def mixture(self) -> Mixture:
+        """Its experts."""
+        settings = Settings(
+            k=self.routing.k,
+            activation_type="swiglu",
+            activation_alpha=self.alpha,
+            activation_beta=self.beta,
+            swiglu_fusion=1,
+            swiglu_limit=self.limit,
+            normalize_routing_weights=True,
+        )
+        return Mixture(self.name, self.experts, self.hidden, self.inter, settings, self.expert)
 
 
 def interleaved(gate: np.ndarray, linear: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -76,6 +77,22 @@ class Checkpoint:
         if not found:
             raise FileError(self.folder, "holds no .safetensors file.")
         return {name: file for file in found for name in self._tensors_of(file)}
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells these weights from others, as far as the files' sizes and times do."""
+        facts = []
+        for file in sorted({*self.places.values(), CONFIGURATION}):
+            status = (self.folder / file).stat()
+            facts.append((file, status.st_size, status.st_mtime_ns))
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def forget(self) -> None:
+        """Lets go of the memory of what was read; it is read again where it is looked at again."""
+        for tensors in self._files.values():
+            for tensor in tensors.values():
+                tensor.release()
+                break  # it lets go of the whole file
 
     def __contains__(self, name: str) -> bool:
         return name in self.places

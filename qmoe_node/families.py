@@ -10,8 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from qmoe_node.blocks import Block, Expert, Routing, Shared, interleaved
+from qmoe_node.blocks import Block, Routing, Shared, interleaved
 from qmoe_node.checkpoints import CONFIGURATION, Checkpoint
+from qmoe_node.mixtures import Expert
 from qmoe_node.packing import E2M1
 from runtime.errors import FileError
 from runtime.types import ElementType

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -18,9 +18,9 @@ METHODS: tuple[Method, ...] = ("nearest", "onnxruntime", "least-squares", "half-
 WIDTHS = (2, 4, 8)
 BLOCKS = (0, 16, 32, 64, 128, 256)
 """Columns that share a scale; 0 for a whole row."""
-SHARES = np.linspace(0.35, 1.0, 27, dtype=np.float32)
+SHARES = np.linspace(0.35, 1.0, 14, dtype=np.float32)
 """Parts of the range that the search of a scale tries."""
-ROUNDS, SHRINK, POWER = 20, 10.0, 0.7
+ROUNDS, SHRINK, POWER = 20, 2.0, 0.7
 """Of half-quadratic quantization: how often, how strongly, and towards which norm (Badri and Shaji, "HQQ", 2023)."""
 TILE = 1 << 16
 """Weights that are worked on at once, so that they stay in a core's cache."""
@@ -100,8 +100,8 @@ def quantized(weights: np.ndarray, scheme: Scheme, workers: int = CORES) -> Quan
     the lowest code, an asymmetric one's takes its range, with zero in it, to all codes; w / scale is rounded to even.
     "onnxruntime" gives the bytes of ONNX Runtime's own quantizer of MatMulNBits, which differ in ties: of two elements
     of one size the negative one counts, w * (1 / scale) is rounded, and halves go up. "least-squares" takes, of
-    several parts of the range, the one with the least squared error. "half-quadratic" moves zero points so that few
-    errors are large.
+    several parts of the range, the one with the least squared error. "half-quadratic" moves scales and zero points
+    so that few errors are large.
     """
     weights = np.asarray(weights, np.float32)
     rows, columns = weights.shape
@@ -117,23 +117,19 @@ def quantized(weights: np.ndarray, scheme: Scheme, workers: int = CORES) -> Quan
         if zeros is not None:
             zeros[part] = found
 
-    by_rows(work, rows, columns, workers)
+    by_rows(work, rows, max(1, TILE // max(1, columns)), workers)
     return Quantized(data, scales, zeros, columns, scheme)
 
 
-def by_rows(work: Callable[[slice], None], rows: int, columns: int, workers: int) -> None:
-    """Calls `work` for pieces of a matrix's rows that fit a core's cache, on several threads if it is large."""
-    parts = list(_parts(rows, max(1, TILE // max(1, columns))))
-    if workers == 1 or len(parts) < 4:
+def by_rows(work: Callable[[slice], None], rows: int, height: int, workers: int) -> None:
+    """Calls `work` for all rows, so many at once, on several threads if there is enough of it."""
+    parts = [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
+    if workers == 1 or len(parts) < 2:
         for part in parts:
             work(part)
         return
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, parts))
-
-
-def _parts(rows: int, height: int) -> Iterator[slice]:
-    return (slice(start, min(start + height, rows)) for start in range(0, rows, height))
 
 
 def blocks_of(matrix: np.ndarray, block_size: int) -> np.ndarray:
@@ -153,9 +149,9 @@ def _quantize(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarra
     if scheme.method == "onnxruntime":
         return _round_up(blocks, scales, zeros, scheme), scales, zeros
     if scheme.method == "least-squares":
-        scales, zeros = _least_squares(blocks, scheme, scales, zeros)
+        scales, zeros = best_ranges(blocks, scheme)
     elif scheme.method == "half-quadratic":
-        zeros = _half_quadratic(blocks, scheme, scales, zeros)
+        scales, zeros = _half_quadratic(blocks, scheme)
     return rounded(blocks, scales, zeros, scheme).astype(np.uint8), scales, zeros
 
 
@@ -224,10 +220,12 @@ def errors(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Sc
     return np.asarray(np.einsum("rbc,rbc->rb", apart, apart))
 
 
-def _least_squares(
-    blocks: np.ndarray, scheme: Scheme, scales: np.ndarray, zeros: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best of several parts of the range; then, for its codes, the scale that solves the least squares."""
+def best_ranges(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points with a small squared error, float32 [rows, blocks].
+
+    Several parts of the range are tried, and for the codes that each gives the scale that solves the least squares.
+    """
+    scales, zeros = ranges(blocks, scheme)
     whole, least = scales, errors(blocks, scales, zeros, scheme)
     for share in SHARES:
         if scheme.asymmetric:
@@ -238,10 +236,7 @@ def _least_squares(
         for sign in (1.0,) if scheme.asymmetric else (1.0, -1.0):
             candidate = tried * np.float32(sign)
             shifted = rounded(blocks, candidate, tried_zeros, scheme) - tried_zeros[..., None]
-            squares = np.einsum("rbc,rbc->rb", shifted, shifted)
-            products = np.einsum("rbc,rbc->rb", shifted, blocks)
-            solved = np.where(squares > 0, products / np.where(squares > 0, squares, 1), candidate).astype(np.float32)
-            for one in (candidate, solved):
+            for one in (candidate, _fitted(shifted, blocks, candidate)):
                 found = errors(blocks, one, tried_zeros, scheme)
                 better = found < least
                 scales, zeros = np.where(better, one, scales), np.where(better, tried_zeros, zeros)
@@ -249,25 +244,37 @@ def _least_squares(
     return scales, zeros
 
 
-def _half_quadratic(blocks: np.ndarray, scheme: Scheme, scales: np.ndarray, zeros: np.ndarray) -> np.ndarray:
-    """Zero points for which the errors are small but for few, found by half-quadratic splitting (HQQ, equations 3-7).
+def _half_quadratic(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points for which the errors are small but for few, by half-quadratic splitting (HQQ).
 
-    Zero points are whole in QMoE, so that each step's is rounded; the best of them all by squared error is taken.
+    In turn, the errors' outliers are found by shrinking (equation 4 there), and scale and zero point are fitted to what
+    is left: the zero point as its mean (equation 7), the scale, which HQQ leaves alone, by least squares, because zero
+    points are whole in QMoE. The best of all rounds by squared error is taken.
     """
-    best, least = zeros, errors(blocks, scales, zeros, scheme)
-    moving, strength = zeros.copy(), SHRINK
-    divisor = np.where(scales == 0, np.float32(1), scales)[..., None]
+    scales, zeros = ranges(blocks, scheme)
+    least = errors(blocks, scales, zeros, scheme)
+    scale, zero, strength = scales, zeros, SHRINK
+    unit = np.abs(blocks).mean(axis=-1, keepdims=True) + np.float32(1e-30)
     for _ in range(ROUNDS):
-        codes = np.clip(np.rint(blocks / divisor + moving[..., None]), 0, scheme.most)
-        apart = blocks - (codes - moving[..., None]) * scales[..., None]
+        divisor = np.where(scale == 0, np.float32(1), scale)[..., None]
+        codes = rounded(blocks, scale, zero, scheme)
+        apart = (blocks - (codes - zero[..., None]) * scale[..., None]) / unit
         size = np.abs(apart)
         with np.errstate(divide="ignore"):
             shrunk = np.maximum(size - size ** (POWER - 1) / strength, 0)
-        outliers = np.sign(apart) * np.where(size > 0, shrunk, 0)
-        moving = (codes - (blocks - outliers) / divisor).mean(axis=-1).astype(np.float32)
-        whole = np.clip(np.rint(moving), 0, scheme.most)
-        found = errors(blocks, scales, whole, scheme)
+        target = blocks - np.sign(apart) * np.where(size > 0, shrunk, 0) * unit
+        zero = np.clip(np.rint((codes - target / divisor).mean(axis=-1)), 0, scheme.most).astype(np.float32)
+        scale = _fitted(codes - zero[..., None], target, scale)
+        found = errors(blocks, scale, zero, scheme)
         better = found < least
-        best, least = np.where(better, whole, best), np.where(better, found, least)
+        scales, zeros = np.where(better, scale, scales), np.where(better, zero, zeros)
+        least = np.where(better, found, least)
         strength *= 1.01
-    return best
+    return scales, zeros
+
+
+def _fitted(shifted: np.ndarray, target: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """The scales by which codes less zero points are nearest to a target, in the least squares."""
+    squares = np.einsum("rbc,rbc->rb", shifted, shifted)
+    products = np.einsum("rbc,rbc->rb", shifted, target)
+    return np.where(squares > 0, products / np.where(squares > 0, squares, 1), otherwise).astype(np.float32)

@@ -131,6 +131,12 @@ class Tensor:
         place = Place(path, start, size, modified)
         return place if place.is_current() else None
 
+    def release(self) -> None:
+        """Lets go of the memory of the whole mapped file; what of it is looked at again is read again."""
+        mapping = self._data._mmap if isinstance(self._data, np.memmap) else None  # type: ignore[attr-defined]
+        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
     def raw(self) -> np.ndarray:
         """The elements' bytes, flat uint8, no copy. TypeError for strings."""
         if self.element is ElementType.STRING:

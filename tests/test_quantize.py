@@ -15,6 +15,7 @@ from onnxruntime.capi import _pybind_state
 from qmoe_node import evaluate
 from qmoe_node.block_graphs import block_graph
 from qmoe_node.checkpoints import Checkpoint
+from qmoe_node.conversion import Plan, convert
 from qmoe_node.families import blocks
 from qmoe_node.packing import unpack
 from qmoe_node.quantize import BLOCKS, METHODS, WIDTHS, Scheme, quantized
@@ -172,7 +173,7 @@ def test_better_methods_help_on_real_weights() -> None:
 def test_a_quantized_block_gives_what_torch_gives_with_these_weights(family: str) -> None:
     checkpoint = Checkpoint(DATA / "peers" / family)
     block = list(blocks(checkpoint))[1]
-    graph = block_graph(checkpoint, block, Scheme(4, 32))
+    graph = block_graph(checkpoint, block, convert(block.mixture, Plan()))
     with np.load(DATA / "peers" / family / "quantized.npz") as peer:
         x, expected = peer["in.input"][None], peer["expected_block"]
     for backend in ("onnxruntime", "numpy"):
@@ -181,15 +182,15 @@ def test_a_quantized_block_gives_what_torch_gives_with_these_weights(family: str
 
 
 @pytest.mark.parametrize(
-    "scheme", [Scheme(2, 16, True, "half-quadratic"), Scheme(8, 0), Scheme(4, 0, True), Scheme(2, 0)]
+    "plan", [Plan(2, 16, True, "half-quadratic"), Plan(8, 0), Plan(4, 0, True), Plan(2, 0), Plan(2, 32, fc2_bits=8)]
 )
-def test_a_quantized_block_is_near_its_float_twin_on_both_backends(scheme: Scheme) -> None:
+def test_a_quantized_block_is_near_its_float_twin_on_both_backends(plan: Plan) -> None:
     checkpoint = Checkpoint(DATA / "peers" / "mixtral")
     block = list(blocks(checkpoint))[1]
     x = np.random.default_rng(0).standard_normal((1, 20, 64)).astype(np.float32)
     exact = Session(block_graph(checkpoint, block)).forward({"hidden_states": x})["output"]
-    graph = block_graph(checkpoint, block, scheme)
+    graph = block_graph(checkpoint, block, convert(block.mixture, plan))
     found = [Session(graph, b).forward({"hidden_states": x})["output"] for b in ("onnxruntime", "numpy")]  # type: ignore[arg-type]
     assert np.abs(found[0] - found[1]).max() <= 1e-5 * np.abs(found[1]).max()
     error = np.linalg.norm(found[0] - exact) / np.linalg.norm(exact)
-    assert error < {2: 0.9, 4: 0.25, 8: 0.02}[scheme.bits]
+    assert error < {2: 0.9, 4: 0.25, 8: 0.02}[plan.bits]

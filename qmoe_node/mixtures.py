@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qmoe_node.activations import activate
-from qmoe_node.layer import Settings
+from qmoe_node.layer import GATED, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +77,22 @@ class Mixture:
     def parameters(self) -> dict[str, Any]:
         """The parameters of a MoE or QMoE node that say the same."""
         settings = self.settings
-        parameters: dict[str, Any] = {
+        found: dict[str, Any] = {
             "k": settings.k,
             "activation_type": settings.activation_type,
-            "activation_alpha": settings.activation_alpha,
-            "activation_beta": settings.activation_beta,
-            "swiglu_fusion": settings.swiglu_fusion,
             "normalize_routing_weights": int(settings.normalize_routing_weights),
         }
-        return parameters | ({"swiglu_limit": settings.swiglu_limit} if isfinite(settings.swiglu_limit) else {})
+        if settings.use_sparse_mixer:
+            found["use_sparse_mixer"] = 1
+        if settings.activation_type in GATED:
+            found["swiglu_fusion"] = settings.swiglu_fusion
+        if settings.activation_type == "swiglu":
+            found |= {"activation_alpha": settings.activation_alpha, "activation_beta": settings.activation_beta}
+            if settings.swiglu_limit_after_activation:
+                found["swiglu_limit_after_activation"] = 1
+            if isfinite(settings.swiglu_limit):
+                found["swiglu_limit"] = settings.swiglu_limit
+        return found
 
 
 @dataclass(frozen=True, slots=True)

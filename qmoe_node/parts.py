@@ -80,12 +80,6 @@ class Parts:
             for name, array in self._arrays.items()
         }
 
-    def remove(self) -> None:
-        """Ends the work: the folder goes."""
-        self._arrays.clear()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
     def _mapped(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
         assert self._folder is not None
         path = self._folder / name
@@ -135,3 +129,8 @@ def _empty(folder: Path) -> None:
     if not (folder / JOURNAL).is_file() and any(folder.iterdir()):
         raise FileError(folder, "is in the way: it holds something else than a conversion that was broken off.")
     shutil.rmtree(folder)
+
+
+def clear(folder: Path) -> None:
+    """Removes a folder of such folders: the work is done."""
+    shutil.rmtree(folder, ignore_errors=True)

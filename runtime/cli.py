@@ -40,6 +40,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
     try:
         with _sentences():
+            add_plug_ins()
             try:
                 app(standalone_mode=True)
             finally:
@@ -50,6 +51,14 @@ def main() -> None:
         if end.code == INTERRUPTED:
             _interrupted()
         raise
+
+
+def add_plug_ins() -> None:
+    """Adds the commands of installed packages: entry points `qmoe.commands`, functions that are given the app."""
+    from importlib.metadata import entry_points
+
+    for entry in entry_points(group="qmoe.commands"):
+        entry.load()(app)
 
 
 def _interrupted() -> int:

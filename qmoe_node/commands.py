@@ -1,0 +1,63 @@
+"""The commands that `qmoe` gets from here. Each imports what it needs when it runs, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from runtime.cli import JsonOption
+
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="SOURCE", help="a checkpoint's folder, or a graph with MoE nodes")
+]
+MethodName = Literal["nearest", "onnxruntime", "least-squares", "half-quadratic", "gptq", "awq"]
+CalibrationOption = Annotated[
+    list[Path] | None,
+    typer.Option("--calibration", "-c", help="tokens: hidden states by mixture, or a graph's inputs; may be repeated"),
+]
+LayersOption = Annotated[str | None, typer.Option(metavar="0,3-5", help="these layers only [default: all]")]
+MinimumOption = Annotated[
+    int, typer.Option(min=0, help="calibration tokens that an expert must have seen for gptq and awq")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(quantize)
+
+
+def quantize(
+    source: SourceArgument,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="a .yaml, .png or .onnx file, or a folder for a file each")
+    ],
+    bits: Annotated[int, typer.Option(help="bits of a weight: 2, 4 or 8")] = 4,
+    fc2_bits: Annotated[int | None, typer.Option(help="bits of fc2's weights, if others")] = None,
+    block_size: Annotated[int, typer.Option(help="columns that share a scale: 16 to 256; 0 for whole rows")] = 32,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="give each block a zero point")] = False,
+    method: Annotated[MethodName, typer.Option(help="how codes and scales are found")] = "nearest",
+    calibration: CalibrationOption = None,
+    layers: LayersOption = None,
+    minimum_tokens: MinimumOption = 8,
+    tune: Annotated[
+        int, typer.Option(min=0, metavar="STEPS", help="train scales, biases and router towards the floats' outputs")
+    ] = 0,
+    report: Annotated[Path | None, typer.Option(help="write what is printed, and more, to this .json")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize the mixtures of a checkpoint or of a graph, and say what that does to them."""
+    from qmoe_node.conversion import Plan
+    from qmoe_node.quantizing import quantize as work
+
+    work(
+        source,
+        out,
+        Plan(bits, block_size, asymmetric, method, fc2_bits, minimum_tokens),
+        layers=layers,
+        calibration=calibration or [],
+        tune=tune,
+        report=report,
+        as_json=as_json,
+    )

@@ -26,6 +26,7 @@ MinimumOption = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(quantize)
+    app.command()(sweep)
 
 
 def quantize(
@@ -59,5 +60,44 @@ def quantize(
         calibration=calibration or [],
         tune=tune,
         report=report,
+        as_json=as_json,
+    )
+
+
+def sweep(
+    source: SourceArgument,
+    bits: Annotated[str, typer.Option(metavar="2,4,8", help="widths to try")] = "2,4,8",
+    block_size: Annotated[str, typer.Option(metavar="32,128,0", help="block sizes to try; 0: rows")] = "32,128,0",
+    method: Annotated[
+        str, typer.Option(metavar="nearest,gptq", help="methods to try; see `qmoe quantize`")
+    ] = "nearest,least-squares",
+    asymmetric: Annotated[
+        bool | None, typer.Option("--asymmetric/--symmetric", help="with zero points, or without [default: both]")
+    ] = None,
+    calibration: CalibrationOption = None,
+    layers: LayersOption = None,
+    experts: Annotated[
+        int | None, typer.Option(min=1, help="look at so many experts of each layer [default: all]")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="draw sizes and errors into this .png")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Try many ways to quantize the same mixtures: sizes and errors."""
+    from qmoe_node.sweep import numbers, plans
+    from qmoe_node.sweep import sweep as work
+
+    ways = plans(
+        list(numbers(bits, "--bits")),
+        list(numbers(block_size, "--block-size")),
+        [name.strip() for name in method.split(",")],  # type: ignore[misc]
+        (False, True) if asymmetric is None else (asymmetric,),
+    )
+    work(
+        source,
+        ways,
+        layers=layers,
+        experts=experts,
+        calibration=calibration or [],
+        picture=picture,
         as_json=as_json,
     )

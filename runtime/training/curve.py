@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, isfinite, log10
+from math import ceil, isfinite, log10
 from pathlib import Path
 from typing import Any
 
 from runtime.atomic import replacing
+from runtime.drawing.axes import decades, labels, ticks
 
 SIZE = (900, 520)
 MARGIN = (80, 30, 24, 56)  # left, top, right, bottom
@@ -30,9 +31,9 @@ def save_curve(path: Path, history: Sequence[Mapping[str, float]], names: Sequen
     values = [value for line in series.values() for value in line if value is not None and isfinite(value)]
     low, high = (min(values), max(values)) if values else (0.0, 1.0)
     logarithmic = low > 0 and high / low > 20
-    ticks = _decades(low, high) if logarithmic else _ticks(low, high)
-    labels = [f"{tick:g}" for tick in ticks] if logarithmic else _labels(ticks)
-    bottom, top = (log10(ticks[0]), log10(ticks[-1])) if logarithmic else (ticks[0], ticks[-1])
+    marks = decades(low, high) if logarithmic else ticks(low, high)
+    texts = [f"{mark:g}" for mark in marks] if logarithmic else labels(marks)
+    bottom, top = (log10(marks[0]), log10(marks[-1])) if logarithmic else (marks[0], marks[-1])
     left, above, right, below = (FINENESS * margin for margin in MARGIN)
     width, height = FINENESS * SIZE[0], FINENESS * SIZE[1]
     font: Any = ImageFont.load_default(15 * FINENESS)
@@ -50,7 +51,7 @@ def save_curve(path: Path, history: Sequence[Mapping[str, float]], names: Sequen
     image = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(image)
     thin, thick, dot = FINENESS, 2.5 * FINENESS, 3.5 * FINENESS
-    for tick, label in zip(ticks, labels, strict=True):
+    for tick, label in zip(marks, texts, strict=True):
         draw.line((left, up(tick), width - right, up(tick)), GRID, thin)
         draw.text((left - 12 * FINENESS, up(tick)), label, INK, font, anchor="rm")
     for epoch in _epochs(len(history)):
@@ -80,29 +81,6 @@ def _legend(widths: Sequence[float]) -> list[tuple[float, int]]:
         places.append((start, line))
         start += 34 + width + 28
     return places
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round numbers that hold a range."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / 4
-    unit = 10.0 ** floor(log10(raw))
-    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= raw)
-    first, last = floor(low / step), ceil(high / step)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
-
-
-def _labels(ticks: Sequence[float]) -> list[str]:
-    """The ticks, all with as many digits after the point as the one that needs most."""
-    texts = [f"{tick:g}" for tick in ticks]
-    if any("e" in text for text in texts):
-        return texts
-    digits = max(len(text.partition(".")[2]) for text in texts)
-    return [f"{tick:.{digits}f}" for tick in ticks]
-
-
-def _decades(low: float, high: float) -> list[float]:
-    return [10.0**power for power in range(floor(log10(low)), ceil(log10(high)) + 1)]
 
 
 def _epochs(count: int) -> list[int]:

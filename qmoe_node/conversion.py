@@ -223,7 +223,7 @@ class _Conversion:
                 self._write(number, name, matrix)
             for name, bias in scaled.biases().items():
                 self._array(f"{name}_experts_bias", bias.shape, np.float32)[number] = bias
-            errors = {name: relative(found[name].weights(), w) for name, w in scaled.matrices().items()}
+            errors = {name: found[name].error(matrix) for name, matrix in scaled.matrices().items()}
             report = ExpertReport(number, errors, -1 if tokens is None else len(tokens), None, fell_back)
         if tokens is None or self._outputs is None or self._found is None:
             return report

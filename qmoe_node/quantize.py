@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from qmoe_node.packing import default_zero_point, pack, packed_length, unpack
+from qmoe_node.packing import default_zero_point, dequantize, pack, packed_length, unpack
 from runtime.errors import Finding, GraphError
 
 Method: TypeAlias = Literal["nearest", "onnxruntime", "least-squares", "half-quadratic"]
@@ -78,12 +79,24 @@ class Quantized:
         """uint8 [rows, columns]."""
         return unpack(self.data, self.scheme.bits, self.columns)
 
-    def weights(self) -> np.ndarray:
-        """The weights that it stands for, float32 [rows, columns]."""
-        zeros = default_zero_point(self.scheme.bits) if self.zero_points is None else self.zero_points[..., None]
-        blocks = blocks_of(self.codes(), self.scheme.block_size).astype(np.float32) - zeros
-        whole = blocks * self.scales[..., None]
-        return np.asarray(whole.reshape(len(self.data), -1)[:, : self.columns])
+    def weights(self, rows: slice = slice(None)) -> np.ndarray:
+        """The weights that it stands for, or some of their rows, float32 [rows, columns]."""
+        zeros = None if self.zero_points is None else self.zero_points[rows]
+        bits, block_size = self.scheme.bits, self.scheme.block_size or self.columns
+        return dequantize(self.data[rows], self.scales[rows], zeros, bits, self.columns, block_size)
+
+    def error(self, weights: np.ndarray, workers: int = CORES) -> float:
+        """||Q - W|| / ||W||, W being `weights` [rows, columns] and Q these; 0 if both are 0."""
+        sums: list[tuple[float, float]] = []
+
+        def work(part: slice) -> None:
+            wanted = weights[part].ravel()
+            apart = self.weights(part).ravel() - wanted
+            sums.append((float(np.dot(apart, apart)), float(np.dot(wanted, wanted))))
+
+        by_rows(work, len(weights), max(1, TILE // max(1, self.columns)), workers)
+        apart, size = (math.fsum(part) for part in zip(*sums, strict=True)) if sums else (0.0, 0.0)
+        return math.sqrt(apart / size) if size else math.inf if apart else 0.0
 
     def packed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Weights, scales and zero points as the operator's inputs have them, for one expert."""

@@ -6,7 +6,7 @@ import hashlib
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ import numpy as np
 
 from runtime.errors import FileError, Finding, GraphError
 from runtime.types import ElementType, TensorType
+
+PIECE = 64 << 20
+"""Bytes of a tensor that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,14 @@ class Tensor:
         if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
             mapping.madvise(mmap.MADV_DONTNEED)
 
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The elements' bytes in order, flat uint8, so many at once; a mapped file need not fit in memory."""
+        raw = self.raw()
+        for start in range(0, raw.size, PIECE):
+            yield np.ascontiguousarray(raw[start : start + PIECE])
+            if raw.size > PIECE:
+                self.release()
+
     def raw(self) -> np.ndarray:
         """The elements' bytes, flat uint8, no copy. TypeError for strings."""
         if self.element is ElementType.STRING:
@@ -165,7 +176,10 @@ class Tensor:
                 text = b"\0".join(item if isinstance(item, bytes) else item.encode() for item in self._data)
                 self._digest = hashlib.sha256(text).hexdigest()
             else:
-                self._digest = hashlib.sha256(np.ascontiguousarray(self._data).data).hexdigest()
+                found = hashlib.sha256()
+                for piece in self.pieces():
+                    found.update(piece.data)
+                self._digest = found.hexdigest()
         return self._digest
 
     def __eq__(self, other: object) -> bool:

@@ -62,7 +62,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for tensor in ordered:
-            file.write(np.ascontiguousarray(tensor.raw()).data)
+            for piece in tensor.pieces():
+                file.write(piece.data)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

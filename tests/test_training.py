@@ -19,6 +19,7 @@ import pytest
 
 from runtime import Graph, GraphError, Session, Tensor
 from runtime.arrays import read_arrays
+from runtime.drawing import axes
 from runtime.errors import FileError
 from runtime.files import load
 from runtime.routing import given_to, routing_of
@@ -614,6 +615,6 @@ def test_a_step_trains_with_nothing_but_onnx_runtime(tmp_path: Path) -> None:
 
 
 def test_labels_of_a_curve_have_the_same_digits_and_its_legend_wraps() -> None:
-    assert curve._labels([2.5, 2.75, 3.0]) == ["2.50", "2.75", "3.00"]
-    assert curve._labels([0.0, 5.0]) == ["0", "5"]
+    assert axes.labels([2.5, 2.75, 3.0]) == ["2.50", "2.75", "3.00"]
+    assert axes.labels([0.0, 5.0]) == ["0", "5"]
     assert [line for _, line in curve._legend([300.0, 300.0, 300.0])] == [0, 0, 1]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qmoe_node.blocks import Block, Routing
 from qmoe_node.checkpoints import Checkpoint
+from qmoe_node.families import blocks
 from qmoe_node.mixtures import Mixture, Samples
 from qmoe_node.routing import route
 from runtime.errors import Finding, GraphError
@@ -66,6 +68,15 @@ def routing_graph(checkpoint: Checkpoint, block: Block) -> Graph:
 def mixture_of(checkpoint: Checkpoint, block: Block) -> Mixture:
     """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each."""
     return replace(block.mixture, source=checkpoint.identity, forget=checkpoint.forget)
+
+
+def floats(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The parameters of a MoE node and its float tensors by port, of a checkpoint's block. GraphError if it has none."""
+    checkpoint = Checkpoint(folder)
+    for block in blocks(checkpoint):
+        if block.name == name:
+            return block.mixture.parameters(), _stacked(block.mixture)
+    raise GraphError(Finding(f"{folder} has no mixture called {name}.", code="twin"))
 
 
 def samples_of(checkpoint: Checkpoint, block: Block, hidden_states: np.ndarray) -> Samples:
@@ -223,8 +234,8 @@ class _Builder:
         mixture = self._block.mixture
         wires = {"input": tokens, "router_probs": chosen}
         if experts is None:
-            for port, tensor in _stacked(mixture).items():
-                wires[port] = self.initializer(port, tensor, trained=True)
+            for port, array in _stacked(mixture).items():
+                wires[port] = self.initializer(port, Tensor.from_array(array), trained=True)
             return self.add("com.microsoft.MoE", "experts", wires, "output", **mixture.parameters())
         if experts.factors is not None:
             factors = self.initializer("input_factors", Tensor.from_array(1 / experts.factors))
@@ -295,7 +306,7 @@ class _Builder:
         return self.add("ReduceSum", id, {"data": of, "axes": axis}, "reduced", keepdims=1)
 
 
-def _stacked(mixture: Mixture) -> dict[str, Tensor]:
+def _stacked(mixture: Mixture) -> dict[str, np.ndarray]:
     """The tensors of all experts by port, float32."""
     found: dict[str, np.ndarray] = {}
     for number in range(mixture.experts):
@@ -306,7 +317,7 @@ def _stacked(mixture: Mixture) -> dict[str, Tensor]:
             if port not in found:
                 found[port] = np.empty((mixture.experts, *array.shape), np.float32)
             found[port][number] = array
-    return {port: Tensor.from_array(array) for port, array in found.items()}
+    return found
 
 
 def _one(value: float) -> Tensor:

@@ -249,6 +249,13 @@ class QMoE(Node):
         return weight_errors(types, arrays, attributes, floats)
 
     @staticmethod
+    def floats_in_checkpoint(folder: Any, block: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The parameters and tensors of a MoE node with a block's floats; see `qmoe_node.block_graphs.floats`."""
+        from qmoe_node.block_graphs import floats
+
+        return floats(folder, block)
+
+    @staticmethod
     def tensor_views(port: str, type_: TensorType, attributes: Mapping[str, Any]) -> Any:
         """The codes that weights and zero points hold; see `qmoe_node.views.tensor_views`."""
         from qmoe_node.views import tensor_views

@@ -31,6 +31,7 @@ from runtime.files import ONNX, PICTURES, YAML, check_destination, save
 from runtime.graph import Graph
 from runtime.reports import console, errors, opened
 from runtime.tensors import Tensor
+from runtime.twins import remember_twin
 
 HIDDEN_STATES = "hidden_states"
 Result = TypeVar("Result")
@@ -137,7 +138,7 @@ class Model:
 
     def write(self, made: Mapping[str, tuple[Converted, Mapping[str, Tensor]]], out: Path) -> list[Path]:
         if is_file(out):
-            graph = self._graph(made)
+            graph = self._graph(made, out)
             save(graph, out)
             return [out]
         try:
@@ -147,11 +148,11 @@ class Model:
         paths = []
         for name, one in made.items():
             path = out / f"{name}.yaml"
-            save(self._graph({name: one}), path)
+            save(self._graph({name: one}, path), path)
             paths.append(path)
         return paths
 
-    def _graph(self, made: Mapping[str, tuple[Converted, Mapping[str, Tensor]]]) -> Graph:
+    def _graph(self, made: Mapping[str, tuple[Converted, Mapping[str, Tensor]]], out: Path) -> Graph:
         if len(made) == 1:
             ((name, (converted, weights)),) = made.items()
             graph = block_graph(self._checkpoint, self._blocks[name], converted)
@@ -159,9 +160,12 @@ class Model:
         else:
             graph = model_graph(self._checkpoint, [(self._blocks[name], one) for name, (one, _) in made.items()])
             prefixes = {name: f"layer{self._blocks[name].layer}_" for name in made}
-        for name, (_, weights) in made.items():
+        for name, (converted, weights) in made.items():
             for id, tensor in weights.items():
                 graph.set(prefixes[name] + id, "tensor", tensor)
+            rescaled = converted.factors is not None
+            node = f"{prefixes[name]}experts"
+            remember_twin(graph, node, self._checkpoint.folder, name, out, rescaled=rescaled)
         return graph
 
 
@@ -169,7 +173,7 @@ class Document:
     """The float mixtures of a graph."""
 
     def __init__(self, file: Path, layers: set[int] | None) -> None:
-        self._graph = opened(file)
+        self._file, self._graph = file, opened(file)
         names = graph_mixtures.float_mixtures(self._graph)
         if not names:
             raise FileError(file, f"holds no {graph_mixtures.FLOAT} node: there is nothing to quantize.")
@@ -218,6 +222,7 @@ class Document:
         for name, (converted, weights) in made.items():
             tensors = {**converted.tensors, **{port: weights[port] for port in weights if port in converted.tensors}}
             graph_mixtures.replace_mixture(graph, name, replace(converted, tensors=tensors))
+            remember_twin(graph, name, self._file, name, out, rescaled=converted.factors is not None)
         save(graph, out)
         return [out]
 

@@ -6,11 +6,11 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -22,15 +22,27 @@ from runtime.feeds import generated, retyped
 from runtime.files import load, save
 from runtime.graph import Graph
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType
+from runtime.types import ElementType, TensorType, ValueType
 
 if TYPE_CHECKING:
     from runtime.session import Session
+
+_T = TypeVar("_T")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400)
 """Standard output. Lines are as long as they must be where it is no terminal, so that nothing is cut off."""
 
 errors = Console(stderr=True, highlight=False)
+
+
+class Fed(Protocol):
+    """What is given values by name: a session, or whatever knows the types of its inputs and which have a default."""
+
+    @property
+    def inputs(self) -> Mapping[str, ValueType]: ...
+
+    @property
+    def optional(self) -> Collection[str]: ...
 
 
 def opened(file: Path) -> Graph:
@@ -68,8 +80,8 @@ def run(
         raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.", code="name")
     graph = opened(file)
     session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
-    given = _given(inputs, session)
-    feeds = given | _generated(session, given, sizes, seed)
+    given = given_values(inputs, session)
+    feeds = given | generated_values(session, given, sizes, seed)
     start = perf_counter()
     outputs = forward(session, feeds, probes=probes, check_numerics=check_numerics, times=times)
     seconds = perf_counter() - start
@@ -111,8 +123,13 @@ def run(
 
 def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """One run with a progress bar where the output of errors is a terminal."""
+    return watched(session.forward, feeds, **options)
+
+
+def watched(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """What `work(..., progress, cancel)` gives, with a progress bar where the output of errors is a terminal."""
     if not errors.is_terminal:
-        return _stoppable(session, feeds, **options)
+        return _stoppable(work, *arguments, **options)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -122,14 +139,14 @@ def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[
         def show(done: int, total: int, node: str) -> None:
             progress.update(task, completed=done, total=total, description=node or "running")
 
-        return _stoppable(session, feeds, progress=show, **options)
+        return _stoppable(work, *arguments, progress=show, **options)
 
 
-def _stoppable(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """One run in a thread of its own, so that Ctrl-C is heard while native code works."""
+def _stoppable(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """Work in a thread of its own, so that Ctrl-C is heard while native code works."""
     cancel = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(session.forward, feeds, cancel=cancel, **options)
+        running = pool.submit(work, *arguments, cancel=cancel, **options)
         try:
             return running.result()
         except KeyboardInterrupt:
@@ -151,7 +168,8 @@ def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _given(inputs: Sequence[str], session: Session) -> dict[str, Any]:
+def given_values(inputs: Sequence[str], session: Fed) -> dict[str, Any]:
+    """Values for inputs from files, as `--input` names these: `inputs.npz`, or `name=file.npy`."""
     values: dict[str, Any] = {}
     for text in inputs:
         name, equals, file = text.partition("=")
@@ -181,7 +199,7 @@ def _arrays(values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
             yield name, value.astype(str) if value.dtype.kind == "O" else value
 
 
-def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
+def generated_values(session: Fed, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
     """Random values for the inputs that are not given and have no default."""
     symbols = {size for type_ in session.inputs.values() if isinstance(type_, TensorType) for size in type_.shape or ()}
     unknown = [name for name in sizes if name not in symbols]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import numpy as np
 
 from runtime import catalog
 from runtime.backends.control import Progress
+from runtime.captures import read_through_captures
 from runtime.check import Checker
 from runtime.differences import Difference, difference
 from runtime.errors import Cancelled, Finding, GraphError, Severity
@@ -28,24 +29,27 @@ from runtime.isolation import Segment, computed_from_inputs, is_overridable, iso
 from runtime.matching import EXPERTS_HOOK, Matching, is_mixture, match
 from runtime.mixture_differences import ExpertComparison, Given, MixtureDifference, mixture_difference
 from runtime.nodes.terminals import Initializer, Input, Output
-from runtime.ports import outputs_in_use
 from runtime.routing import given_to
 from runtime.session import Session
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType
+from runtime.wire_matching import Rival, match_wires
 
 MEMORY = 1 << 28
 """Bytes of wires' values that are held at once, unless a single node has more."""
 UNKNOWN = 1 << 20
 """Bytes that a value is taken for whose size nothing tells."""
+TOLD = 8
+"""Nodes without counterpart that are told of by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireDifference:
     """How far a value of the second graph is from its counterpart: the outputs `first` and `second` of two nodes.
 
-    `isolated` is None where the value does not depend on the inputs, and where a node cannot be run alone. `output` is
-    the name under which the first graph gives the value out, or an empty string.
+    `isolated` is None where a node cannot be run alone. `is_constant` says that the value does not depend on the
+    inputs: weights, and what is made of them. `output` is the name under which the first graph gives the value out, or
+    an empty string.
     """
 
     first: PortRef
@@ -54,6 +58,7 @@ class WireDifference:
     element: str
     accumulated: Difference
     isolated: Difference | None = None
+    is_constant: bool = False
     output: str = ""
 
 
@@ -68,8 +73,8 @@ class Comparison:
 
     @property
     def worst(self) -> WireDifference | None:
-        """The wire with the least accumulated signal-to-noise ratio; None if all are exact."""
-        return _worst([(wire, wire.accumulated) for wire in self.wires])
+        """The wire with the least accumulated signal-to-noise ratio, weights aside; None if all are exact."""
+        return _worst([(wire, wire.accumulated) for wire in self.wires if not wire.is_constant])
 
     @property
     def worst_isolated(self) -> WireDifference | None:
@@ -91,8 +96,8 @@ def compare(
     """Runs both graphs on `inputs`, arrays by the first one's names, and compares what their nodes give.
 
     An input that only the second graph has is in `inputs` under its own name. `memory` is about how many bytes of
-    values are held at once: the graphs run as often as that takes. `progress(done, total, node)` is called as that goes on;
-    after `cancel` is set it ends with Cancelled.
+    values are held at once: the graphs run as often as that takes. `progress(done, total, node)` is called as that goes
+    on; after `cancel` is set it ends with Cancelled.
 
     GraphError if one of the graphs cannot be run on these inputs; findings of the result say what has no counterpart,
     another shape, or could not be run alone.
@@ -107,10 +112,13 @@ def _worst(wires: Sequence[tuple[WireDifference, Difference | None]]) -> WireDif
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """What is compared together: a node of the second graph (empty for one without counterpart) and pairs of wires."""
+    """What is compared together: a node of the second graph, its wires after the first one's, the first one's mixture.
+
+    `mixture` is empty for a node that is none.
+    """
 
     node: str
-    first: str
+    mixture: str
     wires: tuple[tuple[PortRef, PortRef], ...]
     alone: Segment | None
     bytes: int
@@ -131,7 +139,7 @@ class _Side:
     def named(self) -> _Named:
         return _Named(self.word)
 
-    def values(self, ports: Iterator[PortRef], **options: Any) -> dict[PortRef, Any]:
+    def values(self, ports: Iterable[PortRef], **options: Any) -> dict[PortRef, Any]:
         """The values of ports in one run of the whole graph."""
         wanted = list(dict.fromkeys(ports))
         values = {port: value for port in wanted if (value := self.known(port)) is not None}
@@ -185,14 +193,17 @@ class _Comparer:
         self._second = _Side("second", second, backend, threads)
         self._matching = match(first, second)
         self._findings: list[Finding] = list(_unmatched(self._matching, first, second))
-        self._pairs: dict[PortRef, PortRef] = {}  # the first graph's port by the second's
+        self._depends = computed_from_inputs(second)
+        self._wires = match_wires(first, second, self._matching)
+        self._pairs = self._wires.pairs
         self._done, self._total = 0, 1
 
     def compare(self, inputs: Mapping[str, Any]) -> Comparison:
         self._feed(inputs)
+        self._settle(self._wires.rivals)
         items = list(self._items())
         if not items:
-            remedy = "The first node of both should have the same type, or the nodes the same names."
+            remedy = "Nodes are found by their names, or by types and wires."
             raise GraphError(Finding("The two graphs have no node in common.", remedy=remedy, code="match"))
         self._total = sum(len(item.wires) or 1 for item in items)
         wires: list[WireDifference] = []
@@ -228,51 +239,42 @@ class _Comparer:
         if surplus:
             raise GraphError.at(surplus[0], "", "Neither graph has an input of this name.", code="surplus-input")
 
+    def _settle(self, rivals: Sequence[Rival]) -> None:
+        """Of two wires of the second graph that may stand for one of the first, takes that whose values are nearer."""
+        if not rivals:
+            return
+        first = self._first.values((rival.first for rival in rivals), cancel=self._cancel)
+        both = (port for rival in rivals for port in (rival.usual, rival.other))
+        second = self._second.values(both, cancel=self._cancel)
+        for rival in rivals:
+            value, usual, other = first[rival.first], second[rival.usual], second[rival.other]
+            if not (_is_numeric(value) and _is_numeric(other)) or value.shape != other.shape:
+                continue
+            is_usual = _is_numeric(usual) and usual.shape == value.shape
+            if not is_usual or difference(value, other).snr > difference(value, usual).snr:
+                self._pairs.pop(rival.usual, None)
+                self._pairs[rival.other] = rival.first
+
     def _items(self) -> Iterator[_Item]:
         """What has a counterpart, in the second graph's order."""
-        first, second = self._first.graph, self._second.graph
+        second = self._second.graph
         back = {its: mine for mine, its in self._matching.nodes.items()}
-        nodes: list[tuple[str, str, list[tuple[PortRef, PortRef]]]] = []
-        for id in second.order():
-            own = back.get(id)
-            if (
-                own is None
-                or second.nodes[id].type in (Input.type_name(), Output.type_name())
-                or id in self._second.names
-            ):
-                continue
-            ports = outputs_in_use(second, second.nodes[id], second.node_type(id))
-            its = set(outputs_in_use(first, first.nodes[own], first.node_type(own)))
-            if second.nodes[id].type == Initializer.type_name():
-                if first.nodes[own].type != Initializer.type_name():
-                    continue
-                ports, its = ("value",), {"value"}
-            pairs = [(PortRef(own, port), PortRef(id, port)) for port in ports if port in its]
-            self._pairs |= {its_port: mine for mine, its_port in pairs}
-            nodes.append((id, own, pairs))
-        for given_out, mine in self._outputs(back):
-            if given_out not in self._pairs:
-                self._pairs[given_out] = mine
-                nodes.append(("", "", [(mine, given_out)]))
+        wires: dict[str, list[tuple[PortRef, PortRef]]] = {}
+        for its, mine in self._pairs.items():
+            wires.setdefault(its.node, []).append((mine, its))
         sizes = _Sizes(self._first), _Sizes(self._second)
-        self._depends = computed_from_inputs(second)
-        for id, own, pairs in nodes:
-            alone = segment(second, id, self._is_given) if id in self._depends else None
-            bytes = sum(sizes[0].of(mine) + sizes[1].of(its) for mine, its in pairs)
+        captured = read_through_captures(second)
+        for id in second.order():
+            own = back.get(id, "")
+            mixture = own if own and is_mixture(second, id) else ""
+            pairs = wires.get(id, [])
+            if id in self._second.names or not (pairs or mixture):
+                continue
+            alone = segment(second, id, self._is_given, captured) if id in self._depends else None
+            bytes = sum(sizes[0].of(mine) + 2 * sizes[1].of(its) for mine, its in pairs)
             if alone is not None:
-                bytes += sum(sizes[1].of(source) for source in alone.sources) + sum(
-                    sizes[1].of(its) for _, its in pairs
-                )
-            yield _Item(id, own, tuple(pairs), alone, bytes)
-
-    def _outputs(self, back: Mapping[str, str]) -> Iterator[tuple[PortRef, PortRef]]:
-        """What is given out in both graphs under matching names: (second, first)."""
-        for id, state in self._second.graph.nodes.items():
-            if state.type == Output.type_name() and id in back:
-                source = self._second.graph.wires.get(PortRef(id, "value"))
-                own = self._first.graph.wires.get(PortRef(back[id], "value"))
-                if source is not None and own is not None and source.node not in self._second.names:
-                    yield source, own
+                bytes += sum(sizes[1].of(source) for source in alone.sources)
+            yield _Item(id, mixture, tuple(pairs), alone, bytes)
 
     def _is_given(self, source: PortRef) -> bool:
         """Whether a value of the second graph is replaced by the first one's when a node runs alone."""
@@ -293,14 +295,14 @@ class _Comparer:
 
     def _batch(self, batch: Sequence[_Item]) -> tuple[list[WireDifference], list[MixtureDifference]]:
         cancel = self._cancel
-        mixtures = [item for item in batch if item.node and is_mixture(self._second.graph, item.node)]
+        mixtures = [item for item in batch if item.mixture]
         self._tell(batch[0].node)
         first = self._first.values(self._of_first(batch, mixtures), cancel=cancel)
         second = self._second.values(
             (
                 *(its for item in batch for _, its in item.wires),
                 *(port for item in mixtures for port in given_to(self._second.graph, item.node)),
-            ).__iter__(),
+            ),
             cancel=cancel,
         )
         alone = self._alone([item for item in batch if item.alone is not None], mixtures, first)
@@ -316,7 +318,9 @@ class _Comparer:
                 own = alone.get(its)
                 isolated = None if own is None or own.shape != a.shape else difference(a, own)
                 element = str(ElementType.of(b.dtype))
-                wires.append(WireDifference(mine, its, b.shape, element, found, isolated, names.get(mine, "")))
+                is_constant = its.node not in self._depends
+                name = names.get(mine, "")
+                wires.append(WireDifference(mine, its, b.shape, element, found, isolated, is_constant, name))
         compared = []
         for item in mixtures:
             one = self._mixture(item, first, second, alone)
@@ -329,7 +333,7 @@ class _Comparer:
             if item.alone is not None:
                 yield from (self._pairs[source] for source in item.alone.sources if source in self._pairs)
         for item in mixtures:
-            yield from given_to(self._first.graph, item.first)
+            yield from given_to(self._first.graph, item.mixture)
 
     def _output_names(self) -> Iterator[tuple[PortRef, str]]:
         for id, state in self._first.graph.nodes.items():
@@ -387,6 +391,8 @@ class _Comparer:
                 raise GraphError.at(source.node, source.port, "its value is no tensor.")
             values[source] = value
         ports = [port for item in items for port in wanted[item.node]]
+        if not ports:
+            return {}
         part = isolate(self._second.graph, segments, values, ports)
         backend, threads = self._settings
         results = Session(part.graph, backend, threads=threads).forward(part.inputs, cancel=self._cancel)
@@ -425,12 +431,12 @@ class _Comparer:
                 return of(self._second, second)(port)
             return self._given(port, first) if self._is_given(port) else alone.get(port)
 
-        types = (self._second.graph.node_type(item.node), self._first.graph.node_type(item.first))
+        types = (self._second.graph.node_type(item.node), self._first.graph.node_type(item.mixture))
         hook = next((t for t in types if hasattr(t, EXPERTS_HOOK)), None) or catalog.with_function(EXPERTS_HOOK)
         if hook is None:
             return None
         sides = (
-            given(self._first, item.first, of(self._first, first)),
+            given(self._first, item.mixture, of(self._first, first)),
             given(self._second, item.node, isolated),
             given(self._second, item.node, of(self._second, second)),
         )
@@ -453,7 +459,7 @@ class _Comparer:
                 raise Cancelled("The comparison was cancelled.")
             experts.append(expert)
             self._tell(f"{item.node}: expert {expert.expert}")
-        return mixture_difference(item.first, item.node, found, tuple(experts))
+        return mixture_difference(item.mixture, item.node, found, tuple(experts))
 
     def _tell(self, node: str, done: int = 0) -> None:
         self._done += done
@@ -497,6 +503,9 @@ def _is_numeric(value: Any) -> bool:
 
 def _unmatched(matching: Matching, first: Graph, second: Graph) -> Iterator[Finding]:
     for graph, ids, word in ((first, matching.only_first, "second"), (second, matching.only_second, "first")):
-        for id in ids:
-            text = f"{graph.nodes[id].type} has no counterpart in the {word} graph."
-            yield Finding(text, id, severity=Severity.NOTE, code="unmatched")
+        if ids:
+            told = ", ".join(f"{id} ({graph.nodes[id].type})" for id in ids[:TOLD])
+            more = f" and {len(ids) - TOLD} more" if len(ids) > TOLD else ""
+            count = f"{len(ids)} nodes have" if len(ids) > 1 else "1 node has"
+            text = f"{count} no counterpart in the {word} graph: {told}{more}."
+            yield Finding(text, severity=Severity.NOTE, code="unmatched")

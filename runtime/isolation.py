@@ -42,13 +42,15 @@ class Segment:
     sources: frozenset[PortRef]
 
 
-def segment(graph: Graph, node: str, is_given: Callable[[PortRef], bool]) -> Segment | None:
+def segment(
+    graph: Graph, node: str, is_given: Callable[[PortRef], bool], captured: Mapping[str, Collection[str]]
+) -> Segment | None:
     """The part of a graph behind the nearest wires whose values are given.
 
-    None where a part of it reads values through a subgraph, which no wire brings.
+    `captured` is `read_through_captures` of the graph. None where a part of it reads values through a subgraph, which
+    no wire brings.
     """
-    captured = read_through_captures(graph)
-    nodes, sources, stack = {node}, set(), [node]
+    nodes, sources, stack = {node}, set[PortRef](), [node]
     while stack:
         id = stack.pop()
         if captured.get(id):

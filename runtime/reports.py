@@ -94,21 +94,21 @@ def run(
             "file": str(file),
             "backend": backend,
             "seconds": seconds,
-            "inputs": {name: _description(value) | {"generated": name in generated} for name, value in feeds.items()},
-            "outputs": {name: _description(value) for name, value in outputs.items()},
-            "probes": {name: _description(value) for name, value in session.last_run.probes.items()},
+            "inputs": {name: description(value) | {"generated": name in generated} for name, value in feeds.items()},
+            "outputs": {name: description(value) for name, value in outputs.items()},
+            "probes": {name: description(value) for name, value in session.last_run.probes.items()},
             "times": session.last_run.times,
-            "findings": [_as_dict(finding) for finding in session.findings],
+            "findings": [as_dict(finding) for finding in session.findings],
         }
         print(json.dumps(report, indent=2))
         return
     table = Table("value", "type", "smallest", "mean", "largest", "not finite", box=None, pad_edge=False)
     for kind, values in (("in", feeds), ("out", outputs), ("probe", session.last_run.probes)):
         for name, value in values.items():
-            facts = _description(value)
+            facts = description(value)
             note = " (generated)" if kind == "in" and name in generated else ""
             table.add_row(
-                _plain(f"{kind} {name}{note}"),
+                plain(f"{kind} {name}{note}"),
                 facts["type"],
                 *(f"{facts[key]:.4g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
                 str(facts.get("not_finite") or ""),
@@ -116,7 +116,7 @@ def run(
     console.print(table)
     if times:
         console.print(times_table({backend: session.last_run.times}))
-    _print_findings(session.findings)
+    print_findings(session.findings)
     if output is not None:
         console.print(f"Written to {output}.")
 
@@ -212,7 +212,7 @@ def generated_values(session: Fed, given: Mapping[str, Any], sizes: Mapping[str,
     return generated(types, given, sizes, seed)
 
 
-def _description(value: Any) -> dict[str, Any]:
+def description(value: Any) -> dict[str, Any]:
     """Type, shape and range of a value."""
     if not isinstance(value, np.ndarray):
         return {"type": f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else "nothing"}
@@ -246,10 +246,10 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
         except GraphError as error:
             findings = list(error.findings)
         wrong = wrong or any(finding.severity is Severity.ERROR for finding in findings)
-        report.append({"file": str(file), "findings": [_as_dict(finding) for finding in findings]})
+        report.append({"file": str(file), "findings": [as_dict(finding) for finding in findings]})
         if not as_json:
             console.print(f"{file}: " + ("nothing wrong" if not findings else _counts(findings)), markup=False)
-            _print_findings(findings)
+            print_findings(findings)
     if as_json:
         print(json.dumps(report, indent=2))
     return wrong
@@ -260,12 +260,12 @@ def _counts(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in numbers.items() if number)
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         console.print(f"  {finding.severity}: {finding}", markup=False, soft_wrap=True)
 
 
-def _as_dict(finding: Finding) -> dict[str, str]:
+def as_dict(finding: Finding) -> dict[str, str]:
     return {name: str(getattr(finding, name)) for name in ("severity", "node", "port", "message", "remedy", "code")}
 
 
@@ -308,12 +308,12 @@ def info(file: Path, as_json: bool) -> None:
         gives = "\n".join(row["outputs"].values())
         settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
         size = f"{row['bytes']:,}" if row["bytes"] else ""
-        table.add_row(row["node"], row["type"], _plain(gives), _plain(settings), size)
+        table.add_row(row["node"], row["type"], plain(gives), plain(settings), size)
     console.print(f"{graph.name or file.stem}: {len(rows)} nodes, {len(graph.wires)} wires, {total:,} bytes of tensors")
     console.print(table)
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
@@ -346,7 +346,7 @@ def convert(source: Path, destination: Path, target: str | None) -> None:
     graph = opened(source)
     findings = save(graph, destination, target=target)
     console.print(f"{source} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
-    _print_findings(findings)
+    print_findings(findings)
 
 
 def nodes(name: str | None, domain: str | None, search: str | None, as_json: bool) -> None:
@@ -382,7 +382,7 @@ def nodes(name: str | None, domain: str | None, search: str | None, as_json: boo
     for type_name, cpu, text in rows:
         line = f"{type_name:<{width}}  {'' if cpu else '(no CPU kernel) '}{text}"
         if console.is_terminal:
-            console.print(_plain(line), no_wrap=True, overflow="ellipsis")
+            console.print(plain(line), no_wrap=True, overflow="ellipsis")
         else:
             print(line)
     console.print(f"{len(rows)} node types")

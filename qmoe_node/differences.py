@@ -196,11 +196,9 @@ def _run(
     )
 
     def account(name: str, values: np.ndarray, result: np.ndarray, weights: np.ndarray) -> None:
-        weighted = np.zeros((len(values), counts[name] * blocks[name]))
-        weighted[:, : values.shape[1]] = values * weights
-        parts = weighted.reshape(len(values), counts[name], blocks[name]).transpose(1, 2, 0)
-        run.moments[name] += parts @ parts.transpose(0, 2, 1)
-        run.energies[name] += _energy(result * weights)
+        parts = _by_block(values * weights.astype(np.float32), blocks[name])
+        run.moments[name] += parts.transpose(0, 2, 1) @ parts
+        run.energies[name] += _energy(result, weights)
 
     height = max(FEWEST, PIECE // max(1, *(max(p.rows, p.columns) for p in projections.values())))
     for start in range(0, len(rows), height):
@@ -216,8 +214,8 @@ def _run(
                 for name, values in given.items():
                     account(name, values, results[name], weights)
             outputs.append(results["fc2"])
-        run.signal += _energy(outputs[0] * weights)
-        run.noise += _energy((outputs[1].astype(np.float64) - outputs[0]) * weights)
+        run.signal += _energy(outputs[0], weights)
+        run.noise += _energy(outputs[1] - outputs[0], weights)
     return run
 
 
@@ -226,19 +224,32 @@ def _weights(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By block, float64 [blocks]: ||W' - W||², ||W||², and the sum of w² ||(W' - W) z||² as the moments give it."""
     projection = mine.projections[name]
-    count = len(moments)
-    apart, own, made = (np.zeros(count) for _ in range(3))
+    narrow = moments.astype(np.float32)
+    apart, own, made = (np.zeros(len(moments)) for _ in range(3))
     for start, stop in tiles(projection):
-        wanted = mine.weights(name, expert, start, stop).astype(np.float64)
-        delta = np.zeros((stop - start, count * size))
-        delta[:, : projection.columns] = its.weights(name, expert, start, stop) - wanted
-        own += np.add.reduceat(np.square(wanted).sum(axis=0), np.arange(0, projection.columns, size))
-        parts = delta.reshape(stop - start, count, size).transpose(1, 0, 2)
-        apart += np.square(parts).sum(axis=(1, 2))
-        made += np.einsum("brc,brc->b", parts @ moments, parts)
+        wanted = mine.weights(name, expert, start, stop)
+        delta = _by_block(its.weights(name, expert, start, stop) - wanted, size)
+        own += _squares(_by_block(wanted, size))
+        apart += _squares(delta)
+        made += np.einsum("brc,brc->br", delta @ narrow, delta).sum(axis=1, dtype=np.float64)
     return apart, own, np.maximum(made, 0.0)
 
 
-def _energy(values: np.ndarray) -> float:
-    flat = values.reshape(-1).astype(np.float64)
-    return float(np.dot(flat, flat))
+def _by_block(weights: np.ndarray, size: int) -> np.ndarray:
+    """[blocks, rows, size] of [rows, columns], with zeros after the last column."""
+    rows, columns = weights.shape
+    missing = -columns % size
+    if missing:
+        weights = np.pad(weights, ((0, 0), (0, missing)))
+    return np.ascontiguousarray(weights.reshape(rows, -1, size).transpose(1, 0, 2))
+
+
+def _squares(blocks: np.ndarray) -> np.ndarray:
+    """The sum of squares of each block, float64: rows in float32, their sums in float64."""
+    return np.asarray(np.einsum("brc,brc->br", blocks, blocks).sum(axis=1, dtype=np.float64))
+
+
+def _energy(values: np.ndarray, weights: np.ndarray) -> float:
+    """The sum of w² ||v||² over the rows v of `values`, with a weight w [rows, 1] each."""
+    squares = np.einsum("tr,tr->t", values, values).astype(np.float64)
+    return float(np.dot(squares, np.square(weights[:, 0])))

@@ -71,7 +71,7 @@ def mixture_of(checkpoint: Checkpoint, block: Block) -> Mixture:
 
 
 def floats(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The parameters of a MoE node and its float tensors by port, of a checkpoint's block. GraphError if it has none."""
+    """A MoE node's parameters and its float tensors by port, of a checkpoint's block. GraphError if it has none."""
     checkpoint = Checkpoint(folder)
     for block in blocks(checkpoint):
         if block.name == name:

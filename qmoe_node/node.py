@@ -256,6 +256,13 @@ class QMoE(Node):
         return floats(folder, block)
 
     @staticmethod
+    def expert_differences(first: Any, second: Any, own: Any) -> Any:
+        """How far the experts of two mixtures are apart; see `qmoe_node.differences.expert_differences`."""
+        from qmoe_node.differences import expert_differences
+
+        return expert_differences(first, second, own)
+
+    @staticmethod
     def tensor_views(port: str, type_: TensorType, attributes: Mapping[str, Any]) -> Any:
         """The codes that weights and zero points hold; see `qmoe_node.views.tensor_views`."""
         from qmoe_node.views import tensor_views

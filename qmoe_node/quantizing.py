@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from rich.table import Table
@@ -19,23 +18,23 @@ from rich.table import Table
 from qmoe_node import graph_mixtures
 from qmoe_node.block_graphs import block_graph, mixture_of, model_graph, samples_of
 from qmoe_node.checkpoints import Checkpoint
-from qmoe_node.conversion import Converted, Plan, convert
+from qmoe_node.conversion import Converted, Plan, convert, relative
 from qmoe_node.families import blocks
 from qmoe_node.mixtures import Mixture, Samples
 from qmoe_node.parts import clear
 from qmoe_node.tuning import tuned
 from runtime.arrays import read_arrays
 from runtime.atomic import replacing
+from runtime.backends.control import Progress
 from runtime.errors import FileError, Finding, GraphError
 from runtime.files import ONNX, PICTURES, YAML, check_destination, save
 from runtime.graph import Graph
-from runtime.reports import console, errors, opened
+from runtime.reports import console, errors, opened, watched
+from runtime.session import Session
 from runtime.tensors import Tensor
 from runtime.twins import remember_twin
 
 HIDDEN_STATES = "hidden_states"
-Result = TypeVar("Result")
-Show = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +286,7 @@ def quantize(
         for number, name in enumerate(found.names):
             mixture = found.mixture(name)
             samples = found.samples(name, arrays) if arrays else None
-            outcome, weights = _one(found, name, mixture, plan, samples, parts / f"{number:04}", tune, as_json)
+            outcome, weights = _one(found, name, mixture, plan, samples, parts / f"{number:04}", tune)
             outcomes.append(outcome)
             made[name] = outcome.converted, weights
         written = found.write(made, out)
@@ -340,54 +339,39 @@ def _one(
     samples: Samples | None,
     folder: Path,
     tune: int,
-    quiet: bool,
 ) -> tuple[Outcome, dict[str, Tensor]]:
     start = perf_counter()
-    with progress(quiet) as show:
 
-        def quantizing(cancel: threading.Event) -> Converted:
-            return convert(
-                mixture,
-                plan,
-                samples,
-                folder=folder,
-                progress=lambda done, total: show(done, total, f"{name}: experts"),
-                cancel=cancel,
-            )
+    def quantizing(progress: Progress | None = None, cancel: threading.Event | None = None) -> Converted:
+        def tell_expert(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total, f"{name}: experts")
 
-        made = stoppable(quantizing)
-        for report in made.starved:
-            text = f"expert {report.expert} saw {report.tokens} calibration tokens, fewer than {plan.minimum_tokens}: "
-            errors.print(f"warning: {name}: {text}it was quantized by least squares.", markup=False, soft_wrap=True)
-        weights: dict[str, Tensor] = {}
-        tuned_error: float | None = None
-        if tune and samples is not None and made.outputs is not None:
-            graph, inputs = source.trial(name, made, samples)
-            targets = made.outputs.reshape(len(samples.tokens), *_row(graph, inputs, made))
+        return convert(mixture, plan, samples, folder=folder, progress=tell_expert, cancel=cancel)
 
-            def tuning(cancel: threading.Event) -> dict[str, Tensor]:
-                def tell_step(done: int, total: int, loss: float) -> None:
-                    show(done, total, f"{name}: tuning, error {math.sqrt(max(loss, 0)):.4f}")
+    made = watched(quantizing)
+    for report in made.starved:
+        text = f"expert {report.expert} saw {report.tokens} calibration tokens, fewer than {plan.minimum_tokens}: "
+        errors.print(f"warning: {name}: {text}it was quantized by least squares.", markup=False, soft_wrap=True)
+    if not tune or samples is None or made.outputs is None:
+        return Outcome(name, made, None, perf_counter() - start), {}
+    graph, inputs = source.trial(name, made, samples)
+    targets = made.outputs.reshape(*next(iter(inputs.values())).shape[:-1], -1)
 
-                return tuned(graph, inputs, targets, tune, progress=tell_step, cancel=cancel)
+    def tuning(progress: Progress | None = None, cancel: threading.Event | None = None) -> dict[str, Tensor]:
+        def tell_step(done: int, total: int, loss: float) -> None:
+            if progress is not None:
+                progress(done, total, f"{name}: tuning, error {math.sqrt(max(loss, 0)):.4f}")
 
-            weights = stoppable(tuning)
-            tuned_error = _trial_error(graph, inputs, targets, weights)
-    return Outcome(name, made, tuned_error, perf_counter() - start), weights
+        return tuned(graph, inputs, targets, tune, progress=tell_step, cancel=cancel)
 
-
-def _row(graph: Graph, inputs: Mapping[str, np.ndarray], made: Converted) -> tuple[int, ...]:
-    """The shape of a token's output in a trial."""
-    assert made.outputs is not None
-    return (*next(iter(inputs.values())).shape[1:-1], made.outputs.shape[-1])
+    weights = watched(tuning)
+    return Outcome(name, made, _trial_error(graph, inputs, targets, weights), perf_counter() - start), weights
 
 
 def _trial_error(
     graph: Graph, inputs: Mapping[str, np.ndarray], targets: np.ndarray, weights: Mapping[str, Tensor]
 ) -> float:
-    from qmoe_node.conversion import relative
-    from runtime.session import Session
-
     changed = graph.copy()
     for id, tensor in weights.items():
         changed.set(id, "tensor", tensor)
@@ -456,30 +440,3 @@ def size_text(count: int) -> str:
 
 def _percent(error: float | None) -> str:
     return "" if error is None else f"{error:.2%}"
-
-
-def stoppable(work: Callable[[threading.Event], Result]) -> Result:
-    """Work in a thread of its own, so that Ctrl-C is heard while native code works."""
-    cancel = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(work, cancel)
-        try:
-            return running.result()
-        except KeyboardInterrupt:
-            cancel.set()
-            raise
-
-
-@contextmanager
-def progress(quiet: bool = False) -> Iterator[Show]:
-    """A bar where the output of errors is a terminal; `show(done, total, text)` moves it."""
-    if quiet or not errors.is_terminal:
-        yield lambda done, total, text: None
-        return
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("reading")
-        yield lambda done, total, text: bar.update(task, completed=done, total=total, description=text)

@@ -16,12 +16,13 @@ import numpy as np
 from rich.table import Table
 
 from qmoe_node.conversion import CALIBRATED, Converted, Method, Plan, convert, relative
-from qmoe_node.quantizing import Source, calibration_of, layers_of, progress, source_of, stoppable
+from qmoe_node.quantizing import Source, calibration_of, layers_of, source_of
 from runtime.atomic import replacing
+from runtime.backends.control import Progress
 from runtime.drawing.axes import decades, labels, ticks
 from runtime.errors import Finding, GraphError
 from runtime.files import check_destination
-from runtime.reports import console
+from runtime.reports import console, watched
 
 SIZE = (900, 560)
 MARGIN = (84, 30, 24, 60)  # left, top, right, bottom
@@ -112,16 +113,17 @@ def sweep(
     arrays = calibration_of(calibration)
     if arrays:
         found.check(arrays)
-    with progress(as_json) as show:
 
-        def work(cancel: threading.Event) -> list[Trial]:
-            trials = []
-            for number, plan in enumerate(ways):
-                show(number, len(ways), f"{plan.bits} bits, blocks of {plan.block_size or 'a row'}, {plan.method}")
-                trials.append(_trial(found, plan, arrays, experts, cancel))
-            return trials
+    def work(progress: Progress | None = None, cancel: threading.Event | None = None) -> list[Trial]:
+        trials = []
+        for number, plan in enumerate(ways):
+            if progress is not None:
+                size = plan.block_size or "a row"
+                progress(number, len(ways), f"{plan.bits} bits, blocks of {size}, {plan.method}")
+            trials.append(_trial(found, plan, arrays, experts, cancel))
+        return trials
 
-        trials = _marked(stoppable(work))
+    trials = _marked(watched(work))
     if picture is not None:
         save_plot(picture, trials)
     if as_json:
@@ -133,7 +135,7 @@ def sweep(
 
 
 def _trial(
-    source: Source, plan: Plan, arrays: dict[str, np.ndarray], experts: int | None, cancel: threading.Event
+    source: Source, plan: Plan, arrays: dict[str, np.ndarray], experts: int | None, cancel: threading.Event | None
 ) -> Trial:
     start = perf_counter()
     made: list[Converted] = []

@@ -90,6 +90,12 @@ def _find(type_name: str, domain: str, name: str, opset: int | None) -> type[Nod
     return operators.find(domain, name, opset)
 
 
+def with_function(name: str) -> type[Node] | None:
+    """The first of the types that were registered or that packages declare that has a function of this name."""
+    declared = (*_registered.values(), *_plug_ins().values())
+    return next((cls for cls in declared if callable(getattr(cls, name, None))), None)
+
+
 def all_types(opsets: Mapping[str, int] | None = None) -> list[type[Node]]:
     """Every node type that a new graph may use, at the given operator set versions; by domain, then name."""
     from runtime.nodes import operators

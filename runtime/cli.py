@@ -252,6 +252,50 @@ def diff(
         raise typer.Exit(FINDINGS)
 
 
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="a .yaml or .png snippet or an .onnx model")],
+    second: Annotated[
+        Path | None,
+        typer.Argument(metavar="[B]", help="what is compared with it; without it, A with the floats it remembers"),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inputs", "--input", "-i", metavar="[NAME=]FILE", help="inputs.npz, or name=file.npy; may be repeated"
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None, typer.Option("--size", help="dimension=number for generated inputs; may be repeated")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="seed of generated inputs")] = 0,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="draw ratios along the graph and experts x blocks")
+    ] = None,
+    twin: Annotated[
+        Path | None, typer.Option(help="where the floats of A are, if there is no B: a graph or a checkpoint's folder")
+    ] = None,
+    backend: Annotated[Literal["onnxruntime", "numpy"], typer.Option(help="what runs the graphs")] = "onnxruntime",
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run two graphs on the same inputs and say how far their values are apart, wire by wire, expert by expert."""
+    from runtime import comparison_commands
+
+    comparison_commands.compare_files(
+        first,
+        second,
+        twin=twin,
+        inputs=inputs or [],
+        sizes=dict(_pair(text, "--size", _size) for text in size or []),
+        seed=seed,
+        backend=backend,
+        threads=threads,
+        pictures=pictures,
+        as_json=as_json,
+    )
+
+
 LossOption = Annotated[
     list[str] | None,
     typer.Option("--loss", metavar="NAME[=WEIGHT]", help="an output that is a loss; may be repeated [default: loss]"),

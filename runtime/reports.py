@@ -6,11 +6,11 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -22,15 +22,27 @@ from runtime.feeds import generated, retyped
 from runtime.files import load, save
 from runtime.graph import Graph
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType
+from runtime.types import ElementType, TensorType, ValueType
 
 if TYPE_CHECKING:
     from runtime.session import Session
+
+_T = TypeVar("_T")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 400)
 """Standard output. Lines are as long as they must be where it is no terminal, so that nothing is cut off."""
 
 errors = Console(stderr=True, highlight=False)
+
+
+class Fed(Protocol):
+    """What is given values by name: a session, or whatever knows the types of its inputs and which have a default."""
+
+    @property
+    def inputs(self) -> Mapping[str, ValueType]: ...
+
+    @property
+    def optional(self) -> Collection[str]: ...
 
 
 def opened(file: Path) -> Graph:
@@ -68,8 +80,8 @@ def run(
         raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.", code="name")
     graph = opened(file)
     session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
-    given = _given(inputs, session)
-    feeds = given | _generated(session, given, sizes, seed)
+    given = given_values(inputs, session)
+    feeds = given | generated_values(session, given, sizes, seed)
     start = perf_counter()
     outputs = forward(session, feeds, probes=probes, check_numerics=check_numerics, times=times)
     seconds = perf_counter() - start
@@ -82,21 +94,21 @@ def run(
             "file": str(file),
             "backend": backend,
             "seconds": seconds,
-            "inputs": {name: _description(value) | {"generated": name in generated} for name, value in feeds.items()},
-            "outputs": {name: _description(value) for name, value in outputs.items()},
-            "probes": {name: _description(value) for name, value in session.last_run.probes.items()},
+            "inputs": {name: description(value) | {"generated": name in generated} for name, value in feeds.items()},
+            "outputs": {name: description(value) for name, value in outputs.items()},
+            "probes": {name: description(value) for name, value in session.last_run.probes.items()},
             "times": session.last_run.times,
-            "findings": [_as_dict(finding) for finding in session.findings],
+            "findings": [as_dict(finding) for finding in session.findings],
         }
         print(json.dumps(report, indent=2))
         return
     table = Table("value", "type", "smallest", "mean", "largest", "not finite", box=None, pad_edge=False)
     for kind, values in (("in", feeds), ("out", outputs), ("probe", session.last_run.probes)):
         for name, value in values.items():
-            facts = _description(value)
+            facts = description(value)
             note = " (generated)" if kind == "in" and name in generated else ""
             table.add_row(
-                _plain(f"{kind} {name}{note}"),
+                plain(f"{kind} {name}{note}"),
                 facts["type"],
                 *(f"{facts[key]:.4g}" if facts.get(key) is not None else "" for key in ("minimum", "mean", "maximum")),
                 str(facts.get("not_finite") or ""),
@@ -104,15 +116,20 @@ def run(
     console.print(table)
     if times:
         console.print(times_table({backend: session.last_run.times}))
-    _print_findings(session.findings)
+    print_findings(session.findings)
     if output is not None:
         console.print(f"Written to {output}.")
 
 
 def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """One run with a progress bar where the output of errors is a terminal."""
+    return watched(session.forward, feeds, **options)
+
+
+def watched(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """What `work(..., progress, cancel)` gives, with a progress bar where the output of errors is a terminal."""
     if not errors.is_terminal:
-        return _stoppable(session, feeds, **options)
+        return _stoppable(work, *arguments, **options)
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
@@ -122,14 +139,14 @@ def forward(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[
         def show(done: int, total: int, node: str) -> None:
             progress.update(task, completed=done, total=total, description=node or "running")
 
-        return _stoppable(session, feeds, progress=show, **options)
+        return _stoppable(work, *arguments, progress=show, **options)
 
 
-def _stoppable(session: Session, feeds: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """One run in a thread of its own, so that Ctrl-C is heard while native code works."""
+def _stoppable(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
+    """Work in a thread of its own, so that Ctrl-C is heard while native code works."""
     cancel = threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(session.forward, feeds, cancel=cancel, **options)
+        running = pool.submit(work, *arguments, cancel=cancel, **options)
         try:
             return running.result()
         except KeyboardInterrupt:
@@ -151,7 +168,8 @@ def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:
     return table
 
 
-def _given(inputs: Sequence[str], session: Session) -> dict[str, Any]:
+def given_values(inputs: Sequence[str], session: Fed) -> dict[str, Any]:
+    """Values for inputs from files, as `--input` names these: `inputs.npz`, or `name=file.npy`."""
     values: dict[str, Any] = {}
     for text in inputs:
         name, equals, file = text.partition("=")
@@ -181,7 +199,7 @@ def _arrays(values: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
             yield name, value.astype(str) if value.dtype.kind == "O" else value
 
 
-def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
+def generated_values(session: Fed, given: Mapping[str, Any], sizes: Mapping[str, int], seed: int) -> dict[str, Any]:
     """Random values for the inputs that are not given and have no default."""
     symbols = {size for type_ in session.inputs.values() if isinstance(type_, TensorType) for size in type_.shape or ()}
     unknown = [name for name in sizes if name not in symbols]
@@ -194,7 +212,7 @@ def _generated(session: Session, given: Mapping[str, Any], sizes: Mapping[str, i
     return generated(types, given, sizes, seed)
 
 
-def _description(value: Any) -> dict[str, Any]:
+def description(value: Any) -> dict[str, Any]:
     """Type, shape and range of a value."""
     if not isinstance(value, np.ndarray):
         return {"type": f"{type(value).__name__} of {len(value)}" if hasattr(value, "__len__") else "nothing"}
@@ -228,10 +246,10 @@ def check(files: Sequence[Path], as_json: bool) -> bool:
         except GraphError as error:
             findings = list(error.findings)
         wrong = wrong or any(finding.severity is Severity.ERROR for finding in findings)
-        report.append({"file": str(file), "findings": [_as_dict(finding) for finding in findings]})
+        report.append({"file": str(file), "findings": [as_dict(finding) for finding in findings]})
         if not as_json:
             console.print(f"{file}: " + ("nothing wrong" if not findings else _counts(findings)), markup=False)
-            _print_findings(findings)
+            print_findings(findings)
     if as_json:
         print(json.dumps(report, indent=2))
     return wrong
@@ -242,12 +260,12 @@ def _counts(findings: Sequence[Finding]) -> str:
     return ", ".join(f"{number} {severity}{'s' * (number != 1)}" for severity, number in numbers.items() if number)
 
 
-def _print_findings(findings: Sequence[Finding]) -> None:
+def print_findings(findings: Sequence[Finding]) -> None:
     for finding in findings:
         console.print(f"  {finding.severity}: {finding}", markup=False, soft_wrap=True)
 
 
-def _as_dict(finding: Finding) -> dict[str, str]:
+def as_dict(finding: Finding) -> dict[str, str]:
     return {name: str(getattr(finding, name)) for name in ("severity", "node", "port", "message", "remedy", "code")}
 
 
@@ -290,12 +308,12 @@ def info(file: Path, as_json: bool) -> None:
         gives = "\n".join(row["outputs"].values())
         settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
         size = f"{row['bytes']:,}" if row["bytes"] else ""
-        table.add_row(row["node"], row["type"], _plain(gives), _plain(settings), size)
+        table.add_row(row["node"], row["type"], plain(gives), plain(settings), size)
     console.print(f"{graph.name or file.stem}: {len(rows)} nodes, {len(graph.wires)} wires, {total:,} bytes of tensors")
     console.print(table)
 
 
-def _plain(text: str) -> Any:
+def plain(text: str) -> Any:
     from rich.text import Text
 
     return Text(text)
@@ -328,7 +346,7 @@ def convert(source: Path, destination: Path, target: str | None) -> None:
     graph = opened(source)
     findings = save(graph, destination, target=target)
     console.print(f"{source} -> {destination} ({destination.stat().st_size:,} bytes)", markup=False, soft_wrap=True)
-    _print_findings(findings)
+    print_findings(findings)
 
 
 def nodes(name: str | None, domain: str | None, search: str | None, as_json: bool) -> None:
@@ -364,7 +382,7 @@ def nodes(name: str | None, domain: str | None, search: str | None, as_json: boo
     for type_name, cpu, text in rows:
         line = f"{type_name:<{width}}  {'' if cpu else '(no CPU kernel) '}{text}"
         if console.is_terminal:
-            console.print(_plain(line), no_wrap=True, overflow="ellipsis")
+            console.print(plain(line), no_wrap=True, overflow="ellipsis")
         else:
             print(line)
     console.print(f"{len(rows)} node types")

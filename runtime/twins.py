@@ -8,7 +8,7 @@ the document's folder, is that of a graph, where `name` is a node, or of a check
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -52,6 +52,15 @@ def twin_of(graph: Graph, node: str) -> FloatTwin | None:
     return FloatTwin(path, name, rescaled)
 
 
+def beside(graph: Graph, node: str, document: Path | None) -> Path | None:
+    """Where the floats are that a node remembers, if that is beside the document or below, and there."""
+    twin = twin_of(graph, node)
+    if twin is None or document is None or not twin.is_beside:
+        return None
+    path = document.parent / twin.path
+    return path if path.exists() else None
+
+
 def remember_twin(graph: Graph, node: str, source: Path, name: str, document: Path, *, rescaled: bool = False) -> None:
     """Lets a node of a graph that will be saved as `document` remember where its float weights are."""
     try:
@@ -64,14 +73,15 @@ def remember_twin(graph: Graph, node: str, source: Path, name: str, document: Pa
     graph.set(node, KEY, stored, section="layout")
 
 
-def with_floats(graph: Graph, document: Path, source: Path | None = None) -> Graph:
+def with_floats(graph: Graph, document: Path, source: Path | None = None, nodes: Iterable[str] | None = None) -> Graph:
     """A copy of a document with float mixtures in the place of the quantized ones that remember theirs.
 
-    `source` is where they are if not where the nodes say; without it, only what lies beside the document or below is
-    read. GraphError names the node and says what is missing.
+    `nodes` are those that are replaced, if not all. `source` is where the floats are if not where the nodes say;
+    without it, only what lies beside the document or below is read. GraphError names the node and says what is missing.
     """
     whole = graph.copy()
-    found = {node: twin for node in graph.nodes if (twin := twin_of(graph, node)) is not None}
+    wanted = graph.nodes if nodes is None else nodes
+    found = {node: twin for node in wanted if (twin := twin_of(graph, node)) is not None}
     if not found:
         text = "No mixture of this graph remembers where its float weights are."
         raise GraphError(Finding(text, remedy="Name both graphs: compare FLOATS QUANTIZED.", code="twin"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
 
-from runtime import Graph, load
+from runtime import Graph, load, save
 from runtime.experts import tokens_of
 from runtime.jobs import Result
 from runtime.routing import Routing
+from runtime.twins import remember_twin
 from ui import theme
 from ui.canvas.load_strip import grouped
 from ui.experts import ExpertsPane
@@ -299,3 +301,17 @@ def test_bars_that_share_a_place_show_the_largest() -> None:
     assert grouped([0.1, 0.4, 0.2, 0.3], 2) == [0.4, 0.3]
     assert grouped([0.1, 0.4, 0.2], 2) == [0.1, 0.4]
     assert grouped([0.1, 0.4], 9) == [0.1, 0.4] and grouped([0.1, 0.4], 0) == [0.4]
+
+
+def test_floats_that_a_node_remembers_are_compared_with_at_once(window: Window, qtbot: QtBot, tmp_path: Path) -> None:
+    for name in ("digits_moe.yaml", "digits_moe.safetensors", "digits_moe_float.yaml", "digits_moe_float.safetensors"):
+        shutil.copy(SNIPPETS / name, tmp_path)
+    graph = load(tmp_path / "digits_moe.yaml")
+    remember_twin(graph, "moe", tmp_path / "digits_moe_float.yaml", "moe", tmp_path / "digits_moe.yaml")
+    save(graph, tmp_path / "digits_moe.yaml")
+    window.editor.open(tmp_path / "digits_moe.yaml")
+    pane = pane_of(window)
+    pane.compare.click()
+    qtbot.waitUntil(lambda: len(pane.errors.errors) == 8 and not pane.comparisons.is_busy, timeout=ENOUGH)
+    QTest.qWait(10)
+    assert "digits_moe_float.yaml" in pane.errors.said

@@ -13,6 +13,7 @@ from PySide6.QtCore import QObject, QRunnable, QThreadPool, Signal
 from runtime.experts import expert_count, find_twin, twin_errors
 from runtime.files import load
 from runtime.graph import Graph
+from runtime.twins import with_floats
 
 TELL_EVERY = 0.15
 """Seconds between two tellings of how far a comparison is."""
@@ -22,8 +23,8 @@ TELL_EVERY = 0.15
 class Comparison:
     """What is known of one mixture: errors of the first of its `experts`; `reason` says why there are none.
 
-    `file` has the float weights, None if they are in the document itself. `basis` is what was compared. While it goes
-    on, `is_ended` is False.
+    `file` has the float weights, or is a checkpoint's folder; None if they are in the document itself. `basis` is what
+    was compared. While it goes on, `is_ended` is False.
     """
 
     node: str
@@ -53,7 +54,7 @@ class _Work(QRunnable):
         reason, told = "", time.monotonic()
         try:
             node, file = self._comparison.node, self._comparison.file
-            other = self._graph if file is None else load(file)
+            other = self._graph if file is None else self._floats(node, file)
             for error in twin_errors(self._graph, node, other, find_twin(self._graph, node, other)):
                 if self.cancelled:
                     return
@@ -64,6 +65,10 @@ class _Work(QRunnable):
         except Exception as error:  # a thread has nobody above it
             errors, reason = [], str(error) or type(error).__name__
         self._tell(errors, reason, True)
+
+    def _floats(self, node: str, file: Path) -> Graph:
+        """The graph in a file; of a checkpoint's folder, this graph with the floats that the node remembers."""
+        return with_floats(self._graph, file, file, [node]) if file.is_dir() else load(file)
 
     def _tell(self, errors: list[dict[str, float]], reason: str, ended: bool) -> None:
         with suppress(RuntimeError):  # the window may be gone

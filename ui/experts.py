@@ -28,6 +28,7 @@ from runtime.errors import StudioError
 from runtime.experts import find_twin, loads_of, scale_ranges, together, tokens_of
 from runtime.graph import PortRef
 from runtime.routing import Routing, mixtures
+from runtime.twins import beside
 from ui.comparing import Comparison, Comparisons, basis, is_same
 from ui.editor import Editor
 from ui.expert_bars import ErrorBars, LoadBars, errors_text
@@ -269,7 +270,7 @@ class ExpertsPane(QWidget):
     # -- float twins --------------------------------------------------------------------------------------------------
 
     def ask(self) -> None:
-        """Compares with the float node in this graph, if there is one, else asks for a file; stops what is under way.
+        """Compares with the float node in this graph or what the node remembers, else asks for a file; or stops.
 
         What has been compared and edited since is compared with the same again.
         """
@@ -281,6 +282,8 @@ class ExpertsPane(QWidget):
             self.compare_with(known.file)
         elif self._has_twin():
             self.compare_with(None)
+        elif (remembered := beside(self._editor.graph, node, self._editor.path)) is not None:
+            self.compare_with(remembered)
         else:
             name, _ = QFileDialog.getOpenFileName(
                 self, f"Float weights of {node}", "", "Graphs (*.yaml *.yml *.png *.onnx)"

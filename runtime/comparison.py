@@ -455,13 +455,13 @@ class _Comparer:
             self._note(text, PortRef(item.node, "input"), "rescaled")
         experts = []
         for expert in found.experts:
-            if self._cancel is not None and self._cancel.is_set():
-                raise Cancelled("The comparison was cancelled.")
             experts.append(expert)
             self._tell(f"{item.node}: expert {expert.expert}")
         return mixture_difference(item.mixture, item.node, found, tuple(experts))
 
     def _tell(self, node: str, done: int = 0) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise Cancelled("The comparison was cancelled.")
         self._done += done
         if self._progress is not None:
             self._progress(self._total if not node else self._done, self._total, node)

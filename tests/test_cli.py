@@ -31,7 +31,19 @@ SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
 ROOT = SNIPPETS.parent
 BLOCK = SNIPPETS / "qwen3_moe_block.yaml"
 DATA = SNIPPETS / "qwen3_moe_block.data.npz"
-COMMANDS = ("run", "check", "info", "convert", "nodes", "diff", "train", "export-training", "snippet", "demo")
+COMMANDS = (
+    "run",
+    "check",
+    "info",
+    "convert",
+    "nodes",
+    "diff",
+    "compare",
+    "train",
+    "export-training",
+    "snippet",
+    "demo",
+)
 
 
 class Ended(NamedTuple):

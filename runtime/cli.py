@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +54,7 @@ def main() -> None:
         raise
 
 
+@cache
 def add_plug_ins() -> None:
     """Adds the commands of installed packages: entry points `qmoe.commands`, functions that are given the app."""
     from importlib.metadata import entry_points

@@ -11,3 +11,5 @@ os.environ["QT_PREFERRED_BINDING"] = "PySide6"
 _home = Path(tempfile.mkdtemp(prefix="qmoe-tests-"))
 for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_CACHE_HOME", "QMOE_STATE_FOLDER"):
     os.environ[name] = str(_home / name.lower())
+
+from tests.commands import qmoe  # noqa: E402, F401 - after what it reads is set

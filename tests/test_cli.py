@@ -9,9 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +19,9 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from runtime import Graph, Tensor, load, reports, save
-from runtime.cli import main
+from runtime import Graph, Tensor, load, save
 from runtime.diff import diff
+from tests.commands import Qmoe, start
 from tests.test_training import DATA as TRAINING_DATA
 from tests.test_training import classifier
 
@@ -46,47 +44,6 @@ COMMANDS = (
 )
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Qmoe = Callable[..., Ended]
-
-
-@pytest.fixture
-def qmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Qmoe:
-    """Calls the command in this process, in an empty folder, as if its output went to a file."""
-    monkeypatch.chdir(tmp_path)
-    # A test runner may say how wide its own output is, which is not that of the command.
-    monkeypatch.setattr(reports.console, "_width", 400)
-
-    def call(*words: object) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["qmoe", *map(str, words)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-            sys.exit(0)
-        out, err = capsys.readouterr()
-        return Ended(int(end.value.code or 0), out, err)
-
-    return call
-
-
-def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    program = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from runtime.cli import main\n"
-        "sys.argv = ['qmoe', *sys.argv[1:]]\n"
-        "main()"
-    )
-    command = [sys.executable, "-c", program, *map(str, words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": SNIPPETS.parent}
-    return subprocess.Popen(command, **(pipes | options))
-
-
 def test_help_loads_nothing_heavy() -> None:
     program = (
         "import atexit, sys\n"
@@ -99,7 +56,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert run.returncode == 0 and all(command in run.stdout for command in COMMANDS)
     loaded = {name.partition(".")[0] for name in run.stderr.split()}
     assert "typer" in loaded
-    assert not loaded & {"numpy", "onnx", "onnx_ir", "onnxruntime", "yaml", "rich", "qmoe_node", "PySide6", "ui"}
+    assert not loaded & {"numpy", "onnx", "onnx_ir", "onnxruntime", "yaml", "rich", "PySide6", "ui"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -23,7 +23,7 @@ from runtime.comparison_pictures import save_ratios
 from runtime.differences import PIECE, difference
 from runtime.graph import NodeState, PortRef
 from runtime.matching import match
-from tests.test_cli import Qmoe, qmoe  # noqa: F401 - a fixture
+from tests.commands import Qmoe
 
 PEERS = Path(__file__).parent / "data" / "peers"
 SNIPPETS = Path(__file__).resolve().parents[1] / "snippets"
@@ -460,7 +460,7 @@ def digits(tmp_path: Path) -> Path:
     return tmp_path / "digits_inputs.npz"
 
 
-def test_the_table(qmoe: Qmoe, digits: Path) -> None:  # noqa: F811
+def test_the_table(qmoe: Qmoe, digits: Path) -> None:
     ended = qmoe("compare", FLOATS, CODES, "--inputs", digits)
     assert ended.code == 0 and not ended.err, ended.err
     with np.load(digits) as arrays:
@@ -475,7 +475,7 @@ def test_the_table(qmoe: Qmoe, digits: Path) -> None:  # noqa: F811
     assert "generated" not in ended.out
 
 
-def test_the_same_as_data(qmoe: Qmoe, digits: Path) -> None:  # noqa: F811
+def test_the_same_as_data(qmoe: Qmoe, digits: Path) -> None:
     ended = qmoe("compare", FLOATS, CODES, "--inputs", digits, "--json")
     report = json.loads(ended.out, parse_constant=lambda word: pytest.fail(word))
     wires = {one["second"]: one for one in report["wires"]}
@@ -499,12 +499,12 @@ def test_the_same_as_data(qmoe: Qmoe, digits: Path) -> None:  # noqa: F811
     assert report["inputs"]["x"]["generated"] is False
 
 
-def test_generated_inputs_are_told(qmoe: Qmoe) -> None:  # noqa: F811
+def test_generated_inputs_are_told(qmoe: Qmoe) -> None:
     ended = qmoe("compare", FLOATS, CODES, "--size", "images=5", "--seed", 3)
     assert ended.code == 0 and "in x: tensor(float) [5, 64] (generated)" in ended.out
 
 
-def test_pictures(qmoe: Qmoe, digits: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_pictures(qmoe: Qmoe, digits: Path, tmp_path: Path) -> None:
     ended = qmoe("compare", FLOATS, CODES, "--inputs", digits, "--pictures", "new/pictures")
     assert ended.code == 0, ended.err
     assert sorted(path.name for path in (tmp_path / "new/pictures").iterdir()) == ["experts_moe.png", "snr.png"]
@@ -528,7 +528,7 @@ def test_a_picture_of_many_wires_stays_small(tmp_path: Path) -> None:
         assert image.height < 1700
 
 
-def test_errors_of_the_command(qmoe: Qmoe, tmp_path: Path) -> None:  # noqa: F811
+def test_errors_of_the_command(qmoe: Qmoe, tmp_path: Path) -> None:
     np.save(tmp_path / "narrow.npy", np.zeros((3, 7), np.float32))
     ended = qmoe("compare", FLOATS, CODES, "--input", "x=narrow.npy")
     assert ended.code == 1 and ended.err.startswith("qmoe: x: (in the first graph)") and "Traceback" not in ended.err

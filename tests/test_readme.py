@@ -62,7 +62,9 @@ def test_every_file_has_its_line_in_the_architecture() -> None:
 def test_every_option_has_its_line_on_the_page_of_the_command_line() -> None:
     import typer.main
 
-    from runtime.cli import app
+    from runtime.cli import add_plug_ins, app
+
+    add_plug_ins()
 
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## `qmoe ([\w-]+)[^`]*`\n(.*?)(?=^## |\Z)", text, re.M | re.S))

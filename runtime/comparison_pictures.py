@@ -53,7 +53,7 @@ def save_pictures(folder: Path, comparison: Comparison) -> list[Path]:
 def save_ratios(path: Path, comparison: Comparison) -> None:
     """Writes a PNG with a row for each wire that depends on the inputs, in order: its ratios in decibels.
 
-    Of very many wires, a row stands for several that follow each other, and shows the worst.
+    Of very many wires, a row stands for several that follow each other, and shows the worst of both ratios.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -68,7 +68,7 @@ def save_ratios(path: Path, comparison: Comparison) -> None:
 
     f = FINENESS
     font: Any = ImageFont.load_default(13 * f)
-    labels = [_fitting(_label(wire, len(group)), font, f * NAMES) for wire, group in zip(rows, groups, strict=True)]
+    labels = [_fitting(_label(wire), font, f * NAMES) for wire in rows]
     longest = max((font.getlength(label) for label in labels), default=0.0)
     left, top, exact = ceil(longest) + f * 36, f * 64, f * 70
     width, height = left + f * PLOT + exact + f * 20, top + f * (ROW * max(1, len(rows)) + 40)
@@ -100,11 +100,14 @@ def save_ratios(path: Path, comparison: Comparison) -> None:
     points = [(across(wire.accumulated), y) for wire, y in zip(rows, middles, strict=True)]
     if len(points) > 1:
         draw.line(points, WHOLE, 2 * f, joint="curve")
-    for wire, (x, y), text in zip(rows, points, labels, strict=True):
+    if size > 1:
+        draw.text((left, 46 * f), f"each row shows the worst of {size} wires", PALE, font, anchor="lt")
+    for wire, group, (x, y), text in zip(rows, groups, points, labels, strict=True):
         is_worst = wire is comparison.worst
         draw.text((left - 16 * f, y), text, RED if is_worst else INK, font, anchor="rm")
-        if wire.isolated is not None:
-            own = across(wire.isolated)
+        alone = [one.isolated for one in group if one.isolated is not None]
+        if alone:
+            own = across(min(alone, key=lambda found: found.snr))
             draw.ellipse((own - 5.5 * f, y - 5.5 * f, own + 5.5 * f, y + 5.5 * f), "white", ALONE, 2 * f)
         dot = 3.5 * f
         draw.ellipse((x - dot, y - dot, x + dot, y + dot), RED if is_worst else WHOLE)
@@ -115,9 +118,8 @@ def save_ratios(path: Path, comparison: Comparison) -> None:
     _save(image, path)
 
 
-def _label(wire: WireDifference, count: int) -> str:
-    text = str(wire.second) + (f" ({wire.output})" if wire.output else "")
-    return text if count == 1 else f"worst of {count}: {text}"
+def _label(wire: WireDifference) -> str:
+    return str(wire.second) + (f" ({wire.output})" if wire.output else "")
 
 
 def _fitting(text: str, font: Any, width: float) -> str:

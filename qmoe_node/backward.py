@@ -11,10 +11,13 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from qmoe_node.activations import activate, activate_gradient
-from qmoe_node.kernel import by_expert, expert_values, project, route_tokens, scale_values, tiles
+from qmoe_node.kernel import Share, by_expert, project, quiet, route_tokens, threads_for
+from qmoe_node.kernel_weights import tiles
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
-from qmoe_node.packing import by_block
+from qmoe_node.parallel import in_order
 from qmoe_node.routing import route_gradient
+from qmoe_node.tiles import Tiles
+from runtime.backends.control import checkpoint
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,26 +36,20 @@ def backward(layer: Layer, inputs: Arrays, upstream: np.ndarray, wrt: Collection
     sums = _Sums(layer, inputs, wrt)
     moved = np.zeros(tokens.shape if "input" in wrt else (0, layer.hidden), np.float32)
     shares = np.zeros(routing.weights.shape, np.float32)
-    bias = inputs.get("fc2_experts_bias")
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for expert, rows, choices in by_expert(routing):
-            weights, x, dy = routing.weights[rows, choices, None], tokens[rows], outgoing[rows]
-            first = project(layer.fc1, inputs, expert, x)
-            third = None if layer.fc3 is None else project(layer.fc3, inputs, expert, x)
-            z = activate(layer.settings, first, third)
-            sums.bias(layer.fc2, expert, weights * dy)
-            # W^T dy without the mixing weight, from which the weight's own gradient, dy . (W z + b), follows.
-            back = _pull(layer.fc2, inputs, expert, weights * z, dy, sums, True)
-            shares[rows, choices] = (back * z).sum(axis=-1)
-            if bias is not None:
-                shares[rows, choices] += dy @ bias[expert].astype(np.float32)
-            gradients = activate_gradient(layer.settings, first, third, weights * back)
-            for projection, g in zip((layer.fc1, layer.fc3), gradients, strict=True):
-                if projection is not None and g is not None:
-                    sums.bias(projection, expert, g)
-                    into = _pull(projection, inputs, expert, x, g, sums, "input" in wrt)
-                    if "input" in wrt:
-                        moved[rows] += into
+
+    def work(share: Share) -> tuple[np.ndarray, np.ndarray | None]:
+        expert, rows, choices = share
+        with quiet():
+            mixing = routing.weights[rows, choices, None]
+            return _through_expert(layer, inputs, expert, mixing, tokens[rows], outgoing[rows], sums, "input" in wrt)
+
+    every = list(by_expert(routing))
+    with quiet():
+        for (_, rows, choices), (own, into) in in_order(work, every, threads_for(layer, every)):
+            checkpoint()
+            shares[rows, choices] = own
+            if into is not None:
+                moved[rows] += into
         routed = route_gradient(
             inputs["router_probs"],
             routing,
@@ -64,6 +61,42 @@ def backward(layer: Layer, inputs: Arrays, upstream: np.ndarray, wrt: Collection
         found = {"input": moved, "router_probs": routed.router_probs, "router_weights": routed.router_weights}
         results = {port: array for port, array in (found | sums.results()).items() if port in wrt and array is not None}
         return {port: _as_port(port, results[port], inputs[port]) for port in wrt}
+
+
+def _through_expert(
+    layer: Layer,
+    inputs: Arrays,
+    expert: int,
+    weights: np.ndarray,
+    x: np.ndarray,
+    dy: np.ndarray,
+    sums: _Sums,
+    needed: bool,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The gradients of an expert's mixing weights [t], and, if it is `needed`, of its tokens x [t, hidden].
+
+    `weights` [t, 1] are the mixing weights, `dy` [t, hidden] is the gradient of the layer's output. What the expert's
+    own tensors get goes into `sums`.
+    """
+    first = project(layer.fc1, inputs, expert, x)
+    third = None if layer.fc3 is None else project(layer.fc3, inputs, expert, x)
+    z = activate(layer.settings, first, third)
+    sums.bias(layer.fc2, expert, weights * dy)
+    # W^T dy without the mixing weight, from which the weight's own gradient, dy . (W z + b), follows.
+    back = _pull(layer.fc2, inputs, expert, weights * z, dy, sums, True)
+    own = (back * z).sum(axis=-1)
+    bias = inputs.get("fc2_experts_bias")
+    if bias is not None:
+        own += dy @ bias[expert].astype(np.float32)
+    into: np.ndarray | None = None
+    gradients = activate_gradient(layer.settings, first, third, weights * back)
+    for projection, g in zip((layer.fc1, layer.fc3), gradients, strict=True):
+        if projection is not None and g is not None:
+            sums.bias(projection, expert, g)
+            part = _pull(projection, inputs, expert, x, g, sums, needed)
+            if needed:
+                into = part if into is None else into + part
+    return own, into
 
 
 def _as_port(port: str, gradient: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -84,13 +117,15 @@ def _pull(
     followed = sums.follows(projection)
     if not (needed or followed):
         return result
+    unpacked = Tiles(projection, inputs, expert)
+    arranged = unpacked.arranged(x) if followed else x
     for start, stop in tiles(projection):
-        values = expert_values(projection, inputs, expert, start, stop)
+        values = unpacked.values(start, stop)
         if followed:
-            sums.weights(projection, expert, start, g[:, start:stop].T @ x, values)
+            sums.weights(projection, expert, start, g[:, start:stop].T @ arranged, values, unpacked)
         if needed:
-            result += g[:, start:stop] @ scale_values(projection, inputs, expert, values, start)
-    return result
+            result += g[:, start:stop] @ unpacked.scaled(values, start)
+    return unpacked.restored(result) if needed else result
 
 
 class _Sums:
@@ -134,22 +169,25 @@ class _Sums:
             sums[expert] = g.sum(axis=0, dtype=np.float64)
 
     def weights(
-        self, projection: Projection, expert: int, start: int, gradient: np.ndarray, values: np.ndarray
+        self,
+        projection: Projection,
+        expert: int,
+        start: int,
+        gradient: np.ndarray,
+        values: np.ndarray,
+        unpacked: Tiles,
     ) -> None:
         """Takes the gradient of a tile of weights, and the values that are scaled; overwrites the former."""
         stop = start + len(gradient)
         free = self._weights.get(projection.port("experts_weights"))
         if free is not None:
-            free[expert, start:stop] = gradient
+            free[expert, start:stop] = unpacked.restored(gradient)
         scaled = self._scales.get(projection.port("scales"))
         overall = self._globals.get(projection.port("global_scale"))
         if scaled is None and overall is None:
             return
         gradient *= values
-        by_row = np.empty((len(gradient), max(1, projection.blocks)), np.float32)
-        for part, blocks in by_block(gradient, projection.block_size):
-            by_row[:, blocks] = part.sum(axis=-1)
-        self._reduce(projection, expert, start, by_row, scaled, overall)
+        self._reduce(projection, expert, start, unpacked.block_sums(gradient), scaled, overall)
 
     def _reduce(
         self,

@@ -12,7 +12,8 @@ import numpy as np
 from qmoe_node.activations import activate
 from qmoe_node.attributes import PROJECTIONS, read_settings
 from qmoe_node.checks import FLOAT_TYPES, layer_of
-from qmoe_node.kernel import expert_weights, route_tokens, tiles
+from qmoe_node.kernel import route_tokens
+from qmoe_node.kernel_weights import expert_weights, tiles
 from qmoe_node.layer import Projection, Settings
 from qmoe_node.routing import normalize, route, softmax
 from runtime.errors import Finding, GraphError

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from qmoe_node.activations import activate
-from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
-from qmoe_node.packing import E2M1, codes_of, dequantize, scale, scale_squares, unpack, zero_points
+from qmoe_node.kernel_weights import tiles
+from qmoe_node.layer import Layer, Projection
+from qmoe_node.parallel import available_threads, in_order
 from qmoe_node.routing import Routing, route
+from qmoe_node.tiles import Tiles
 from runtime.backends.control import checkpoint
 
-TILE_ELEMENTS = 1 << 20
-"""How many weights are held as float32 at once, at most (4 MiB), however large the layer."""
-TILE_ROWS = 16
-"""Tiles start at a multiple of this, so that no layout is cut within a byte or a group of rows."""
+WORTH_THREADS = 1 << 22
+"""Weights of all experts that are used, from which on experts are computed on several threads."""
 
 Arrays = Mapping[str, np.ndarray]
+Share = tuple[int, np.ndarray, np.ndarray]
+"""An expert, its tokens, and which of their choices it is."""
 
 
 def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
@@ -29,12 +31,29 @@ def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
     tokens = given.reshape(-1, layer.hidden).astype(np.float32)
     routing = route_tokens(layer, inputs)
     mixed = np.zeros(tokens.shape, np.float32)
-    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
-        for expert, rows, choices in by_expert(routing):
+
+    def work(share: Share) -> np.ndarray:
+        expert, rows, choices = share
+        with quiet():
+            return routing.weights[rows, choices, None] * run_expert(layer, inputs, expert, tokens[rows])
+
+    shares = list(by_expert(routing))
+    with quiet():
+        for (_, rows, _), part in in_order(work, shares, threads_for(layer, shares)):
             checkpoint()
-            weights = routing.weights[rows, choices, None]
-            mixed[rows] += weights * run_expert(layer, inputs, expert, tokens[rows])
+            mixed[rows] += part
         return mixed.astype(given.dtype).reshape(given.shape)
+
+
+def quiet() -> np.errstate:
+    """Numbers that are not finite are results like others."""
+    return np.errstate(invalid="ignore", over="ignore", under="ignore")
+
+
+def threads_for(layer: Layer, shares: Sequence[Share]) -> int:
+    """How many threads are worth while for these experts."""
+    weights = len(shares) * sum(projection.rows * projection.columns for projection in layer.projections)
+    return min(available_threads(), len(shares)) if weights >= WORTH_THREADS else 1
 
 
 def route_tokens(layer: Layer, inputs: Arrays) -> Routing:
@@ -49,7 +68,7 @@ def route_tokens(layer: Layer, inputs: Arrays) -> Routing:
     )
 
 
-def by_expert(routing: Routing) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def by_expert(routing: Routing) -> Iterator[Share]:
     """(expert, its tokens, which of their choices it is) for every expert that has tokens; a token appears once."""
     k = routing.indices.shape[1]
     flat = routing.indices.ravel()
@@ -69,75 +88,11 @@ def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) ->
 def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
     """W x + b of one expert: float32 [t, rows] from `tokens` float32 [t, columns]."""
     result = np.empty((len(tokens), projection.rows), np.float32)
+    unpacked = Tiles(projection, inputs, expert)
+    arranged = unpacked.arranged(tokens)
     for start, stop in tiles(projection):
-        np.matmul(tokens, expert_weights(projection, inputs, expert, start, stop).T, out=result[:, start:stop])
+        np.matmul(arranged, unpacked.weights(start, stop).T, out=result[:, start:stop])
     bias = inputs.get(projection.port("experts_bias"))
     if bias is not None:
         result += bias[expert].astype(np.float32)
     return result
-
-
-def tiles(projection: Projection) -> Iterator[tuple[int, int]]:
-    """(first row, row after the last) of the tiles in which a projection's weights are dequantized."""
-    height = max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
-    for start in range(0, projection.rows, height):
-        yield start, min(start + height, projection.rows)
-
-
-def expert_weights(
-    projection: Projection, inputs: Arrays, expert: int, start: int = 0, stop: int | None = None
-) -> np.ndarray:
-    """Rows `start` to `stop` of one expert's weights, float32 [stop - start, columns].
-
-    `start` is a multiple of `TILE_ROWS`, and so is `stop` unless it is the last row.
-    """
-    stop = projection.rows if stop is None else stop
-    values = expert_values(projection, inputs, expert, start, stop)
-    return scale_values(projection, inputs, expert, values, start)
-
-
-def expert_values(projection: Projection, inputs: Arrays, expert: int, start: int, stop: int) -> np.ndarray:
-    """The same before scaling: codes less zero points, or the numbers that 4 and 8 bit floats stand for."""
-    packed = inputs[projection.port("experts_weights")][expert]
-    if projection.layout == "float8":
-        return np.asarray(packed[start:stop].astype(np.float32))
-    if projection.layout == "columns":
-        by_column = packed.reshape(projection.columns, -1)[:, start // 2 : stop // 2]
-        return np.ascontiguousarray(E2M1[unpack(by_column, 4, stop - start).T])
-    if projection.layout == "float4":
-        return np.asarray(E2M1[unpack(packed.reshape(projection.rows, -1)[start:stop], 4, projection.columns)])
-    rows = packed[start:stop]
-    zeros = expert_zero_points(projection, inputs, expert)
-    return dequantize(
-        rows,
-        None,
-        None if zeros is None else zeros[start:stop],
-        projection.bits,
-        projection.columns,
-        projection.block_size,
-        codes=codes_of(projection, rows) if projection.layout == "interleaved" else None,
-    )
-
-
-def scale_values(projection: Projection, inputs: Arrays, expert: int, values: np.ndarray, start: int) -> np.ndarray:
-    """What `expert_values` gave for the rows from `start` on, scaled in place."""
-    scales = inputs.get(projection.port("scales"))
-    global_scales = inputs.get(projection.port("global_scale"))
-    with np.errstate(invalid="ignore", over="ignore"):
-        if projection.layout == "float8" and scales is not None:
-            return scale_squares(values, scales[expert], projection.block_size, start)
-        if scales is not None:
-            rows = scales[expert, start : start + len(values)].reshape(len(values), projection.blocks)
-            scale(values, rows, projection.block_size)
-        if global_scales is not None and projection.layout in FLOAT_LAYOUTS:
-            values *= global_scales[expert]
-    return values
-
-
-def expert_zero_points(projection: Projection, inputs: Arrays, expert: int) -> np.ndarray | None:
-    """One expert's zero points as codes, uint8 [rows, blocks]; None where they have their default."""
-    packed = inputs.get(projection.port("zero_points"))
-    if packed is None:
-        return None
-    codes = zero_points(packed[expert : expert + 1], projection.bits, projection.rows, projection.blocks)
-    return np.asarray(codes[0])

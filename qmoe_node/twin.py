@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from qmoe_node.checks import examine
-from qmoe_node.kernel import expert_weights, tiles
+from qmoe_node.kernel_weights import expert_weights, tiles
 from qmoe_node.layer import Layer, Projection
 from runtime.errors import Finding, GraphError, Severity
 from runtime.types import ValueType

@@ -11,15 +11,17 @@ import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 import qmoe_node
 import runtime
-from qmoe_node import kernel
+from qmoe_node import kernel, kernel_weights
 from qmoe_node.activations import NAMES, activate, activate_gradient, join, split
 from qmoe_node.differentiable import DIFFERENTIABLE, WEIGHTS
 from qmoe_node.grad import QMoEGrad
 from qmoe_node.layer import GATED, Settings
 from qmoe_node.packing import pack
+from qmoe_node.parallel import in_order
 from qmoe_node.routing import route, route_gradient
 from runtime import Graph, GraphError, Session, Tensor, catalog
 from runtime.check import Checker, check
@@ -237,16 +239,42 @@ def test_tiles_make_no_difference(quant_type, block_size, monkeypatch):
         inputs, attributes = make_float_layer(quant_type=quant_type, block_size=block_size, tokens=6)
     upstream, wrt = upstream_of(inputs), every_port(inputs)
     whole = qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt)
-    monkeypatch.setattr(kernel, "TILE_ELEMENTS", 1)
+    monkeypatch.setattr(kernel_weights, "TILE_ELEMENTS", 1)
     for port, gradient in qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt).items():
         np.testing.assert_allclose(gradient, whole[port], rtol=0, atol=2e-6 * np.abs(whole[port]).max())
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_threads_change_no_bit(bits, monkeypatch):
+    inputs, attributes = make_layer(experts=8, tokens=40, hidden=64, inter=64, bits=(bits,) * 3, block_size=32)
+    upstream, wrt = upstream_of(inputs), every_port(inputs)
+    alone = qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt), qmoe_node.evaluate(inputs, attributes)
+    monkeypatch.setattr(kernel, "WORTH_THREADS", 0)
+    monkeypatch.setattr(kernel, "available_threads", lambda: 4)
+    for _ in range(5):
+        found = qmoe_node.gradients(inputs, attributes, upstream, wrt=wrt), qmoe_node.evaluate(inputs, attributes)
+        assert all((found[0][port] == alone[0][port]).all() for port in alone[0]) and (found[1] == alone[1]).all()
+
+
+def test_an_error_in_a_thread_is_told_and_products_have_their_threads_again(monkeypatch):
+    before = [pool["num_threads"] for pool in threadpool_info()]
+
+    def work(item):
+        if item == 3:
+            raise ValueError("three")
+        return item
+
+    with pytest.raises(ValueError, match="three"):
+        list(in_order(work, range(100), 4))
+    assert [pool["num_threads"] for pool in threadpool_info()] == before
+    assert [result for _, result in in_order(lambda item: 2 * item, range(50), 3)] == list(range(0, 100, 2))
 
 
 def test_float_weights_are_never_held(monkeypatch):
     inputs, attributes = make_layer(experts=2, tokens=4, hidden=512, inter=512, block_size=32)
     upstream = upstream_of(inputs)
     qmoe_node.gradients(inputs, attributes, upstream)  # tables and modules are made once
-    monkeypatch.setattr(kernel, "TILE_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(kernel_weights, "TILE_ELEMENTS", 1 << 14)
     tracemalloc.start()
     qmoe_node.gradients(inputs, attributes, upstream)
     peak = tracemalloc.get_traced_memory()[1]

@@ -39,10 +39,8 @@ test: $(DEV_STAMP) ## check style and types, and run the tests
 	$(BIN)/python -m mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --durations 5
 
-bench: $(UI_STAMP) ## measure speed, as ratios from one run, and that of the editor and of quantizers
-	$(BIN)/python -m benchmarks
-	$(BIN)/python -m benchmarks.editor_speed
-	$(BIN)/python -m benchmarks.quantize_speed
+bench: $(UI_STAMP) ## measure speed and write docs/benchmarks.md; QUICK=1 takes a part of it
+	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 gradients: $(DEV_STAMP) ## check every gradient on ONNX's own node tests and write docs/gradients.md
 	$(BIN)/python tests/gradient_table.py

@@ -33,6 +33,7 @@ class Checkpoint:
             raise FileError(self.folder, f"expected a folder with {CONFIGURATION} and .safetensors files.")
         self.configuration = _read_json(self.folder / CONFIGURATION)
         self._files: dict[str, dict[str, Tensor]] = {}
+        self._read: list[Tensor] = []
 
     @property
     def family(self) -> str:
@@ -88,11 +89,10 @@ class Checkpoint:
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def forget(self) -> None:
-        """Lets go of the memory of what was read; it is read again where it is looked at again."""
-        for tensors in self._files.values():
-            for tensor in tensors.values():
-                tensor.release()
-                break  # it lets go of the whole file
+        """Lets go of the memory of what was read since; it is read again where it is looked at again."""
+        read, self._read = self._read, []
+        for tensor in read:
+            tensor.release()
 
     def __contains__(self, name: str) -> bool:
         return name in self.places
@@ -113,6 +113,7 @@ class Checkpoint:
             kinds = " or ".join(str(element) for element in elements)
             text = f"{name}: expected {kinds} {list(shape)}; {tensor.element} {list(tensor.shape)} came."
             raise FileError(self.folder / file, text)
+        self._read.append(tensor)
         return tensor
 
     def array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:

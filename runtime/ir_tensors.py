@@ -59,7 +59,7 @@ class GraphTensor(TensorBase):
         return self.tensor.raw().tobytes()
 
     def tofile(self, file: Any) -> None:
-        file.write(np.ascontiguousarray(self.tensor.raw()).data)
+        self.tensor.write_to(file)
 
     def __repr__(self) -> str:
         return f"GraphTensor({self.tensor.type}, name={self.name!r})"

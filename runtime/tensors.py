@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
@@ -19,6 +22,8 @@ from runtime.types import ElementType, TensorType
 
 PIECE = 64 << 20
 """Bytes of a tensor that are looked at together."""
+LARGE = 1 << 20
+"""Bytes of a mapped tensor from which on the system copies them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +139,17 @@ class Tensor:
         place = Place(path, start, size, modified)
         return place if place.is_current() else None
 
-    def release(self) -> None:
-        """Lets go of the memory of the whole mapped file; what of it is looked at again is read again."""
+    def release(self, start: int = 0, stop: int | None = None) -> None:
+        """Lets go of the memory of a mapped file, of this tensor's bytes; what is looked at again is read again."""
         mapping = self._data._mmap if isinstance(self._data, np.memmap) else None  # type: ignore[attr-defined]
-        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED)
+        if mapping is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = self._data.ctypes.data - np.frombuffer(mapping, np.uint8).ctypes.data
+        page = mmap.PAGESIZE
+        low = -(-(first + start) // page) * page
+        high = (first + (self._data.size if stop is None else stop)) // page * page
+        if low < high:
+            mapping.madvise(mmap.MADV_DONTNEED, low, high - low)
 
     def pieces(self) -> Iterator[np.ndarray]:
         """The elements' bytes in order, flat uint8, so many at once; a mapped file need not fit in memory."""
@@ -146,7 +157,20 @@ class Tensor:
         for start in range(0, raw.size, PIECE):
             yield np.ascontiguousarray(raw[start : start + PIECE])
             if raw.size > PIECE:
-                self.release()
+                self.release(start, min(start + PIECE, raw.size))
+
+    def write_to(self, file: BinaryIO) -> None:
+        """Writes the elements' bytes. Those in a mapped file are copied by the system, and need no memory.
+
+        FileError if the mapped file was cut short meanwhile.
+        """
+        place = self.place if self.nbytes >= LARGE else None
+        if place is None:
+            for piece in self.pieces():
+                file.write(piece.data)
+            return
+        with open(place.path, "rb", buffering=0) as source:
+            copy_bytes(source, place.offset, self.nbytes, file)
 
     def raw(self) -> np.ndarray:
         """The elements' bytes, flat uint8, no copy. TypeError for strings."""
@@ -282,6 +306,44 @@ def map_file(path: str | Path) -> np.memmap:
             place = os.path.abspath(path), status.st_size, status.st_mtime_ns
             _places[mapping._mmap] = place  # type: ignore[attr-defined]
     return mapping
+
+
+def hash_together(tensors: Iterable[Tensor]) -> None:
+    """Computes the digests of tensors on several threads, for those who will ask for all of them."""
+    large = [tensor for tensor in tensors if tensor.element is not ElementType.STRING and tensor.nbytes >= LARGE]
+    if len(large) > 1:
+        with ThreadPoolExecutor(min(len(large), os.cpu_count() or 1)) as pool:
+            list(pool.map(lambda tensor: tensor.digest, large))
+
+
+def copy_bytes(source: FileIO, start: int, count: int, file: BinaryIO) -> None:
+    """Copies a part of one file to where another one is written. FileError if the first ends before."""
+    file.flush()
+    end = start + count
+    by_system = hasattr(os, "copy_file_range")
+    while start < end:
+        done = 0
+        if by_system:
+            try:
+                done = os.copy_file_range(source.fileno(), file.fileno(), min(end - start, PIECE), start)
+            except OSError as error:
+                if error.errno not in _NOT_BY_SYSTEM:
+                    raise
+                by_system = False
+                continue
+        else:
+            source.seek(start)
+            piece = source.read(min(end - start, PIECE))
+            file.write(piece or b"")
+            done = len(piece or b"")
+        if not done:
+            raise FileError(str(source.name), "was cut short while it was copied.")
+        start += done
+    file.seek(0, os.SEEK_END)
+
+
+_NOT_BY_SYSTEM = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM}
+"""What a system says that cannot copy between these files itself."""
 
 
 def _mapped_again(place: Place, element: ElementType, shape: tuple[int, ...]) -> Tensor:

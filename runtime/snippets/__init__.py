@@ -37,7 +37,7 @@ from runtime.snippets.emit import emit
 from runtime.snippets.reading import VERIFIED_AT_LOAD, Reader
 from runtime.snippets.tree import MAXIMUM_BYTES, Parser
 from runtime.snippets.writing import VERSION, Writer
-from runtime.tensors import Tensor
+from runtime.tensors import Tensor, hash_together
 
 __all__ = ["VERIFIED_AT_LOAD", "VERSION", "dumps", "load_yaml", "loads", "save_yaml"]
 
@@ -88,6 +88,8 @@ def save_yaml(graph: Graph, path: str | Path) -> None:
     the old files as they were, if that cannot be done.
     """
     path = _followed(path)
+    tensors = (state.parameters.get("tensor") for state in graph.nodes.values())
+    hash_together(tensor for tensor in tensors if isinstance(tensor, Tensor))
     writer = Writer()
     data = writer.document(graph, "")
     previous = tensors_named_in(path)

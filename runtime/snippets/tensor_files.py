@@ -62,8 +62,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         file.write(len(header).to_bytes(8, "little"))
         file.write(header)
         for tensor in ordered:
-            for piece in tensor.pieces():
-                file.write(piece.data)
+            tensor.write_to(file)
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

@@ -1,6 +1,6 @@
 """What methods and tuning do to the outputs of small real blocks, on tokens that they have not seen.
 
-python -m benchmarks.quantize_quality
+python -m benchmarks.quality
 
 The blocks are those in tests/data/peers (hidden 64, 8 experts of 96); tokens are random, of the size that the peers'
 own reference inputs have. 2,048 are for calibration and tuning, 1,024 others for the error.

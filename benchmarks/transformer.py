@@ -1,18 +1,9 @@
-"""How long a check takes: of a 40-layer transformer of 2,000 nodes, and after one edit of it.
-
-python -m benchmarks.check_speed
-"""
+"""A document of 2,000 nodes: a transformer of 40 layers."""
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-from itertools import count
-
 import numpy as np
 
-from runtime.check import check
 from runtime.graph import Graph
 from runtime.tensors import Tensor
 
@@ -78,60 +69,3 @@ def transformer(layers: int = LAYERS) -> Graph:
     graph.add("Output", "y")
     graph.wire(stream, "y.value")
     return graph
-
-
-def line(label: str, call: Callable[[], object], times: int) -> None:
-    """Prints the median and the worst time of some calls."""
-    seconds = []
-    for _ in range(times):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    print(f"{label:24} {statistics.median(seconds) * 1e3:8.2f} ms, at worst {max(seconds) * 1e3:8.2f} ms")
-
-
-def main() -> None:
-    """Prints one line for each kind of work."""
-    graph = transformer()
-    print(f"{len(graph.nodes)} nodes, {len(graph.wires)} wires")
-    line("first check", lambda: check(graph.copy()), 1)
-    line("check", lambda: check(graph.copy()), 10)
-    assert not graph.checker.findings()
-    softmax = [id for id, node in graph.nodes.items() if node.type == "Softmax"][LAYERS // 2]
-    weight = [id for id, node in graph.nodes.items() if node.type == "Initializer"][LAYERS]
-    numbers = count()
-
-    def set_parameter() -> None:
-        graph.set(softmax, "axis", -1 if next(numbers) % 2 else 3)
-        graph.checker.findings()
-
-    def move() -> None:
-        graph.set(softmax, "position", [next(numbers), 0], section="layout")
-        graph.checker.findings()
-
-    def set_weight() -> None:
-        shape = (HIDDEN,) if next(numbers) % 2 else (1, HIDDEN)
-        graph.set(weight, "tensor", Tensor.from_array(np.zeros(shape, np.float32)))
-        graph.checker.findings()
-
-    def cut_and_wire() -> None:
-        target = next(target for target in graph.wires if target.node == softmax)
-        source = graph.wires[target]
-        graph.cut(target)
-        graph.checker.findings()
-        graph.wire(source, target)
-        graph.checker.findings()
-
-    def set_input() -> None:
-        graph.set("x", "shape", ["batch", f"tokens{next(numbers)}", HIDDEN])
-        graph.checker.findings()
-
-    line("after a parameter", set_parameter, 50)
-    line("after a move", move, 50)
-    line("after a weight", set_weight, 50)
-    line("after a cut and a wire", cut_and_wire, 50)
-    line("after the input's shape", set_input, 10)
-
-
-if __name__ == "__main__":
-    main()

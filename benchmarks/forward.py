@@ -1,0 +1,112 @@
+"""Forward passes of the layer, beside ONNX Runtime running the same file as it is."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.figures import THREADS, Figure, beside, in_a_process
+from benchmarks.layers import Variant, feeds, layer, raw_session
+from runtime import Session
+
+AS_IT_IS = {
+    "4 bits, blocks of 32": (Variant(), "ratio", {1: 1.03, 16: None, 128: 1.03, 512: 1.03}),
+    "4 bits, rows": (Variant(block_size=0), "speed", {1: 2.5, 16: None, 128: 2.2}),
+    "2 bits, blocks of 32": (Variant(bits=2), "speed", {1: 2.5, 16: None, 128: 2.2}),
+    "2 bits, rows": (Variant(bits=2, block_size=0), "speed", {1: 2.5, 16: None, 128: 2.2}),
+    "8 bits, rows": (Variant(bits=8, block_size=0), "speed", {1: None, 16: None, 128: None}),
+    "4 bits, blocks, zero points": (Variant(zero_points=True), "ratio", {1: 1.03, 16: None, 128: 1.03}),
+    "4 bits, rows, zero points": (Variant(block_size=0, zero_points=True), "speed", {1: 2.5, 16: None, 128: 2.2}),
+}
+REFUSED = {
+    "concatenated gate and up": Variant(fusion=2),
+    "fc3": Variant(fc3=True),
+    "bfloat16": Variant(element="bfloat16"),
+}
+NUMPY = """
+import json, sys, time
+from benchmarks.layers import feeds, layer
+from runtime import Session
+session, given = Session(layer(), "numpy"), feeds(128)
+session.forward(given)
+print(json.dumps({}))
+"""
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    """All of them; `quick` takes 1 and 128 tokens of fewer variants."""
+    reference: dict[int, float] = {}
+    for label, (variant, compared, targets) in AS_IT_IS.items():
+        if quick and label not in ("4 bits, blocks of 32", "4 bits, rows", "2 bits, blocks of 32"):
+            continue
+        graph = layer(variant)
+        session, raw = Session(graph, threads=THREADS), raw_session(graph)
+        for tokens, target in targets.items():
+            if quick and tokens in (16, 512):
+                continue
+            given = feeds(tokens, variant)
+            apart = _apart(session.forward(given)["y"], raw.run(None, given)[0])
+            figure = beside(
+                f"{label}, {tokens} tokens",
+                lambda session=session, given=given: session.forward(given),  # type: ignore[misc]
+                lambda raw=raw, given=given: raw.run(None, given),  # type: ignore[misc]
+                compared=compared,
+                target=target,
+                note=f"apart {apart:.0e}",
+            )
+            if label == "4 bits, blocks of 32":
+                reference[tokens] = figure.ours
+            yield figure
+        del session, raw, graph
+        gc.collect()
+    for label, variant in () if quick else REFUSED.items():
+        session = Session(layer(variant), threads=THREADS)
+        for tokens in (1, 128):
+            given = feeds(tokens, variant)
+            alone = beside("", lambda session=session, given=given: session.forward(given))  # type: ignore[misc]
+            what = f"{label}, {tokens} tokens; beside 4 bits, blocks of 32"
+            yield Figure(what, alone.ours, "ms", alone.spread, reference[tokens], "ratio", 1.1, "refused as it is")
+        del session
+        gc.collect()
+    yield from _fast(quick)
+    yield from _numpy()
+
+
+def _fast(quick: bool) -> Iterator[Figure]:
+    """Kernels that round activations, beside ONNX Runtime with accuracy_level 4."""
+    session = Session(layer(), threads=THREADS, precision="fast")
+    raw = raw_session(layer(Variant(accuracy_level=4)))
+    for tokens in (1, 128) if quick else (1, 16, 128):
+        given = feeds(tokens)
+        yield beside(
+            f"precision fast, 4 bits, blocks of 32, {tokens} tokens",
+            lambda given=given: session.forward(given),  # type: ignore[misc]
+            lambda given=given: raw.run(None, given),  # type: ignore[misc]
+            target=1.03,
+            note="peer: accuracy_level 4",
+        )
+
+
+def _numpy() -> Iterator[Figure]:
+    """The NumPy backend beside the ONNX Runtime one; its memory, in a process of its own."""
+    graph, given = layer(), feeds(128)
+    packed = sum(state.parameters["tensor"].nbytes for state in graph.nodes.values() if "tensor" in state.parameters)
+    numpy, native = Session(graph, "numpy"), Session(graph, threads=THREADS)
+    yield beside(
+        "NumPy backend, 4 bits, blocks of 32, 128 tokens",
+        lambda: numpy.forward(given),
+        lambda: native.forward(given),
+        target=3.0,
+        note="peer: the ONNX Runtime backend",
+    )
+    memory = in_a_process(NUMPY)["memory"]
+    bound = packed / 2**20 + 300
+    yield Figure("NumPy backend, most memory", memory / 2**20, "MiB", compared="ours", target=bound)
+
+
+def _apart(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference as a part of the largest number."""
+    first, second = found.astype(np.float32), np.asarray(expected).astype(np.float32)
+    return float(np.abs(first - second).max() / np.abs(second).max())

@@ -244,8 +244,9 @@ def _scales(piece: Part, arrays: Arrays, block_size: int) -> np.ndarray:
     """float32 [E, rows, blocks], or [E, rows] without blocks."""
     projection = piece.projection
     own = arrays[projection.port("scales")]
-    scales = own.reshape(*own.shape[:2], projection.blocks)[:, piece.rows].astype(np.float32)
-    if projection.layout in ("float4", "columns"):
+    changes = projection.layout in ("float4", "columns")
+    scales = own.reshape(*own.shape[:2], projection.blocks)[:, piece.rows].astype(np.float32, copy=changes)
+    if changes:
         global_scale = arrays.get(projection.port("global_scale"))
         if global_scale is not None:
             scales *= global_scale[:, None, None]
@@ -297,6 +298,8 @@ def _alternating(parts: list[np.ndarray]) -> np.ndarray:
 
 def _as_it_was(own: np.ndarray | None, wanted: np.ndarray) -> Tensor | None:
     """The tensor that is wanted, None if it is the one that there is."""
-    if own is not None and own.dtype == wanted.dtype and own.shape == wanted.shape and np.array_equal(own, wanted):
-        return None
+    if own is not None and own.dtype == wanted.dtype and own.shape == wanted.shape:
+        same = own.ctypes.data == wanted.ctypes.data and own.strides == wanted.strides
+        if same or np.array_equal(own, wanted):
+            return None
     return Tensor.from_array(wanted)

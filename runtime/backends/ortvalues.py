@@ -164,7 +164,7 @@ def weights_folder(weights: Weights) -> Iterator[Path | None]:
             with path.open("wb") as file:
                 for offset, tensor in weights.read:
                     file.seek(offset)
-                    file.write(np.ascontiguousarray(tensor.raw()).data)
+                    tensor.write_to(file)
                 file.truncate(weights.size)
         except OSError as error:
             reason = error.strerror or error

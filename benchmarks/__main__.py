@@ -23,6 +23,7 @@ PARTS = {
     "files": "Large files",
     "quantizers": "Quantizing",
     "editor": "The editor",
+    "growth": "Growth",
 }
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks

@@ -188,7 +188,10 @@ class _Conversion:
                 if number + 1 < self._count:
                     coming = reader.submit(self._mixture.expert, number + 1)
                 if number not in reports or self._samples is not None:
-                    entry = self._one(number, expert, reports.get(number))
+                    try:
+                        entry = self._one(number, expert, reports.get(number))
+                    except GraphError as error:
+                        raise self._of(number, error) from error
                     if number not in reports:
                         self._parts.done(asdict(entry))
                     reports[number] = entry
@@ -235,6 +238,11 @@ class _Conversion:
         self._outputs[rows] += wanted
         self._found[rows] += got
         return replace(report, output_error=relative(got, wanted) if len(rows) else None)
+
+    def _of(self, number: int, error: GraphError) -> GraphError:
+        """The error, with the mixture and the expert that it is about."""
+        name = self._mixture.name
+        return GraphError(replace(f, message=f"expert {number}: {f.message}", node=name) for f in error.findings)
 
     # -- methods ------------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ from qmoe_node.layer import Settings
 from qmoe_node.mixtures import Expert, Mixture, Samples
 from qmoe_node.routing import route
 from runtime.errors import Finding, GraphError, Severity
+from runtime.feeds import retyped
 from runtime.graph import Graph, PortRef
 from runtime.session import Session
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType
+from runtime.types import ElementType, TensorType, ValueType
 
 FLOAT = "com.microsoft.MoE"
 QUANTIZED = "com.microsoft.QMoE"
@@ -74,10 +75,11 @@ def mixture_in(graph: Graph, node: str) -> Mixture:
 
 
 def graph_samples(graph: Graph, nodes: Iterable[str], inputs: Mapping[str, np.ndarray]) -> dict[str, Samples]:
-    """The tokens that MoE nodes see when the graph runs on `inputs`, and where they are sent."""
+    """The tokens that MoE nodes see when the graph runs on `inputs`, floats of any width, and where they are sent."""
     sources = {node: [graph.inputs_of(node)[port] for port in ("input", "router_probs")] for node in nodes}
     session = Session(graph)
-    session.forward(inputs, probes={source for pair in sources.values() for source in pair})
+    fed = {name: _as_wanted(array, session.inputs.get(name)) for name, array in inputs.items()}
+    session.forward(fed, probes={source for pair in sources.values() for source in pair})
     probes = session.last_run.probes
     found: dict[str, Samples] = {}
     for node, pair in sources.items():
@@ -92,6 +94,14 @@ def graph_samples(graph: Graph, nodes: Iterable[str], inputs: Mapping[str, np.nd
         flat = np.ascontiguousarray(tokens.reshape(-1, tokens.shape[-1]).astype(np.float32))
         found[node] = Samples(flat, chosen.indices, chosen.weights)
     return found
+
+
+def _as_wanted(array: np.ndarray, wanted: ValueType | None) -> np.ndarray:
+    """Floats in the width that an input has."""
+    array = retyped(array, wanted)
+    if isinstance(wanted, TensorType) and wanted.element in FLOATS and array.dtype.kind == "f":
+        return array.astype(wanted.element.dtype)
+    return array
 
 
 def replace_mixture(graph: Graph, node: str, converted: Converted) -> None:

@@ -291,7 +291,9 @@ def quantize(
             made[name] = outcome.converted, weights
         written = found.write(made, out)
     except KeyboardInterrupt:
-        errors.print(f"What is done is kept in {parts}; the same command goes on from there.", markup=False)
+        errors.print(
+            f"What is done is kept in {parts}; the same command goes on from there.", markup=False, soft_wrap=True
+        )
         raise
     finally:
         with suppress(OSError):

@@ -19,7 +19,7 @@ from PIL import Image
 from qmoe_node.block_graphs import block_graph
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks
-from runtime import Session, load, save
+from runtime import Graph, Session, Tensor, load, save
 from runtime.twins import twin_of
 from tests.commands import Qmoe, start
 from tests.test_conversion import whole_model
@@ -248,3 +248,37 @@ def test_a_checkpoint_is_a_twin_too_also_when_columns_were_rescaled(qmoe: Qmoe, 
     reported = json.loads(Path("report.json").read_text())["mixtures"][0]["output_error"]
     wire = next(wire for wire in found["wires"] if wire["second"] == "experts.output")
     assert wire["accumulated"]["snr"] == pytest.approx(-20 * np.log10(reported), abs=0.05)
+
+
+def test_weights_that_are_not_finite_are_named(qmoe: Qmoe, floats: Path) -> None:
+    graph = load(floats)
+    weights = graph.nodes["fc2_experts_weights"].parameters["tensor"].array().copy()
+    weights[5, 3, 7] = np.nan
+    graph.set("fc2_experts_weights", "tensor", Tensor.from_array(weights))
+    save(graph, floats)
+    ended = qmoe("quantize", floats, "q.yaml")
+    assert ended.code == 1 and "experts: expert 5:" in ended.err and "not finite" in ended.err
+
+
+def test_calibration_data_may_be_wider_than_a_graphs_inputs(qmoe: Qmoe) -> None:
+    random = np.random.default_rng(0)
+    graph = Graph("half")
+    for name, width in (("x", 32), ("r", 4)):
+        graph.add("Input", name, parameters={"type": "tensor(float16)", "shape": ["tokens", width]})
+    graph.add("com.microsoft.MoE", "moe", parameters={"k": 2, "activation_type": "silu"})
+    graph.wire("x.value", "moe.input")
+    graph.wire("r.value", "moe.router_probs")
+    for name, shape in (("fc1", (4, 48, 32)), ("fc2", (4, 32, 48))):
+        tensor = Tensor.from_array((random.standard_normal(shape) / 8).astype(np.float16))
+        graph.add("Initializer", name, parameters={"tensor": tensor})
+        graph.wire(f"{name}.value", f"moe.{name}_experts_weights")
+    graph.add("Output", "y")
+    graph.wire("moe.output", "y.value")
+    save(graph, "half.yaml")
+    given = {name: random.standard_normal((50, width)).astype(np.float32) for name, width in (("x", 32), ("r", 4))}
+    np.savez("c.npz", **given)
+    ended = qmoe("quantize", "half.yaml", "q.yaml", "--method", "gptq", "-c", "c.npz", "--json")
+    assert ended.code == 0
+    narrow = {name: array.astype(np.float16) for name, array in given.items()}
+    found, expected = (Session(load(name)).forward(narrow)["y"].astype(np.float32) for name in ("q.yaml", "half.yaml"))
+    assert apart(found, expected) == pytest.approx(json.loads(ended.out)["mixtures"][0]["output_error"], rel=0.02)

@@ -218,17 +218,16 @@ def test_choices_are_chosen_with_keys(window):
     assert value(window, "moe", "activation_type") is ABSENT and field.currentText() == "relu"
 
 
-def test_the_override_twin_is_shown_when_set_or_asked_for(window):
+def test_the_override_twin_is_shown_when_set_or_asked_for(window, qtbot):
     rows = select(window, "moe")
     assert "k override" not in rows
-    pane_of(window).parameters.show_overrides(True)
-    QTest.qWait(5)
-    rows = pane_of(window).parameters.rows
-    write(rows["activation_alpha override"], "0")
-    pane_of(window).parameters.show_overrides(False)
-    QTest.qWait(5)
-    rows = pane_of(window).parameters.rows
-    assert "k override" not in rows and rows["activation_alpha override"].field.text() == "0"
+    parameters = pane_of(window).parameters
+    parameters.show_overrides(True)
+    qtbot.waitUntil(lambda: "activation_alpha override" in parameters.rows)
+    write(parameters.rows["activation_alpha override"], "0")
+    parameters.show_overrides(False)
+    qtbot.waitUntil(lambda: "k override" not in parameters.rows)
+    assert parameters.rows["activation_alpha override"].field.text() == "0"
     assert window.editor.graph.node_type("moe").to_attributes(window.editor.graph.nodes["moe"].parameters) == {
         "k": 2,
         "activation_alpha": 0.0,

@@ -58,7 +58,13 @@ def beside(graph: Graph, node: str, document: Path | None) -> Path | None:
     if twin is None or document is None or not twin.is_beside:
         return None
     path = document.parent / twin.path
-    return path if path.exists() else None
+    return path if _is_inside(path, document) and os.path.exists(path) else None
+
+
+def _is_inside(path: Path, document: Path) -> bool:
+    """Whether a path stays in the document's folder when links are followed."""
+    folder = os.path.realpath(document.parent)
+    return os.path.realpath(path).startswith(os.path.join(folder, ""))
 
 
 def remember_twin(graph: Graph, node: str, source: Path, name: str, document: Path, *, rescaled: bool = False) -> None:
@@ -87,11 +93,11 @@ def with_floats(graph: Graph, document: Path, source: Path | None = None, nodes:
         raise GraphError(Finding(text, remedy="Name both graphs: compare FLOATS QUANTIZED.", code="twin"))
     loaded: dict[Path, Graph] = {}
     for node, twin in found.items():
-        if source is None and not twin.is_beside:
+        if source is None and not (twin.is_beside and _is_inside(document.parent / twin.path, document)):
             text = f"its float weights are said to be in {twin.path}, outside of the document's folder."
             raise GraphError(Finding(text, node, remedy=f"If you trust it, say --twin {twin.path}.", code="twin"))
         path = source if source is not None else document.parent / twin.path
-        if not path.exists():
+        if not os.path.exists(path):
             raise GraphError(Finding(f"its float weights are not in {path}: that is not there.", node, code="twin"))
         if path.is_dir():
             parameters, tensors = _of_checkpoint(graph, node, path, twin.name)

@@ -19,8 +19,8 @@ from PIL import Image
 from qmoe_node.block_graphs import block_graph
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks
-from runtime import Graph, Session, Tensor, load, save
-from runtime.twins import twin_of
+from runtime import Graph, GraphError, Session, Tensor, load, save
+from runtime.twins import beside, twin_of, with_floats
 from tests.commands import Qmoe, start
 from tests.test_conversion import whole_model
 
@@ -286,3 +286,29 @@ def test_calibration_data_may_be_wider_than_a_graphs_inputs(qmoe: Qmoe) -> None:
     narrow = {name: array.astype(np.float16) for name, array in given.items()}
     found, expected = (Session(load(name)).forward(narrow)["y"].astype(np.float32) for name in ("q.yaml", "half.yaml"))
     assert apart(found, expected) == pytest.approx(json.loads(ended.out)["mixtures"][0]["output_error"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"path": "/etc/passwd", "name": "x"},
+        {"path": "../elsewhere.yaml", "name": "experts"},
+        {"path": "link.yaml", "name": "experts"},
+        {"path": "C:\\floats.yaml", "name": "experts"},
+        {"path": "x" * 3000, "name": "x"},
+        {"path": "a\0b", "name": "x"},
+        {"path": 5, "name": []},
+        ["floats.yaml"],
+        {"path": "q.yaml", "name": "experts"},
+    ],
+)
+def test_a_document_cannot_make_us_read_what_it_likes(qmoe: Qmoe, floats: Path, tmp_path: Path, stored: Any) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    qmoe("quantize", floats, folder / "q.yaml")
+    (folder / "link.yaml").symlink_to(floats)
+    graph = load(folder / "q.yaml")
+    graph.set("experts", "float_twin", stored, section="layout")
+    assert beside(graph, "experts", folder / "q.yaml") in (None, folder / "q.yaml")
+    with pytest.raises(GraphError):
+        with_floats(graph, folder / "q.yaml")

@@ -59,7 +59,7 @@ MENUS: dict[str, tuple[str, ...]] = {
         *("Select what feeds it", "Select what it feeds"),
     ),
     "Insert": ("Quick drop…", "Find in the palette", "Wire from the selected node…"),
-    "Diagram": ("Clean up", "Frame", "", "Remove broken wires"),
+    "Diagram": ("Clean up", "", "Frame", "Frame's title…", "Remove the frame", "", "Remove broken wires"),
     "Run": (
         *("Run", "Run backward", "Run to here", "Stop", "Train", "", "Probe", "", "On onnxruntime", "On numpy", ""),
         *("Measure time per node", "Stop at NaN or infinity"),

@@ -11,11 +11,11 @@ import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
 from PySide6.QtGui import QContextMenuEvent, QDragEnterEvent, QDropEvent
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QLineEdit, QMenu
+from PySide6.QtWidgets import QApplication, QInputDialog, QLineEdit, QMenu
 from pytestqt.qtbot import QtBot
 
 from runtime import Graph
-from runtime.editing import frames_of, probes_of
+from runtime.editing import frames_of, nodes_in, probes_of
 from runtime.graph import PortRef
 from tests.gestures import assert_same, drag, mouse, place_of, wire
 from ui import theme
@@ -348,6 +348,42 @@ def test_a_frame_moves_with_its_nodes(window: Window) -> None:
         window.editor.undo()
     assert not [item for item in canvas.viewer.scene().items() if isinstance(item, FrameItem)]
     assert_same(canvas)
+
+
+def test_clean_up_takes_frames_along(window: Window) -> None:
+    canvas, graph = window.editor.canvas, window.editor.graph
+    canvas.select(["x", "relu"])
+    window.commands["Frame"].trigger()
+    canvas.move({"x": (0, 40), "y": (400, 300)})
+    (before,) = frames_of(graph)
+    assert nodes_in(graph, before) == ["x", "relu"]
+    canvas.select([])
+    press(window, Qt.Key.Key_U, CONTROL)
+    (frame,) = frames_of(graph)
+    assert nodes_in(graph, frame) == ["x", "relu"] and frame.rectangle != before.rectangle
+    assert graph.undo_labels[-1] == "Clean up"
+    window.editor.undo()
+    assert frames_of(graph) == [before]
+
+
+def test_a_frame_has_a_menu_and_keys(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas, graph = window.editor.canvas, window.editor.graph
+    canvas.select(["x", "relu"])
+    window.commands["Frame"].trigger()
+    canvas.fit()
+    (item,) = [item for item in canvas.viewer.scene().items() if isinstance(item, FrameItem)]
+    title = canvas.viewer.mapFromScene(item.scenePos() + QPointF(60, 10))
+    choose(menu_at(window, title), "Green")
+    assert frames_of(graph)[0].color == "green"
+    monkeypatch.setattr(QInputDialog, "getText", lambda *arguments, **options: ("renamed", True))
+    canvas.select(["relu"])
+    window.commands["Frame's title…"].trigger()
+    assert frames_of(graph)[0].title == "renamed"
+    choose(menu_at(window, title), "Remove the frame")
+    assert not frames_of(graph)
+    window.editor.undo()
+    window.commands["Remove the frame"].trigger()
+    assert not frames_of(graph)
 
 
 def test_find_walks_through_what_it_finds(window: Window) -> None:

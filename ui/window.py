@@ -105,6 +105,10 @@ class Window(QMainWindow):
         self.opening = OpeningBar(middle)
         self.opening.loaded.connect(self._loaded)
         self.closing.connect(self.opening.cancel)
+        # What was being read was to replace the document that was shown then.
+        self.editor.document_changed.connect(self.opening.cancel)
+        self._is_edited_since = False
+        self.editor.edited.connect(self._note_edit)
         layout.insertWidget(0, self.opening)
 
     def add_bar(self, bar: QWidget) -> None:
@@ -255,6 +259,7 @@ class Window(QMainWindow):
         A large one is read while the window goes on; False then too, until it is there.
         """
         if is_large(path):
+            self._is_edited_since = False
             self.opening.start(path)
             return False
         try:
@@ -272,9 +277,14 @@ class Window(QMainWindow):
         if isinstance(loaded.content, Exception):
             self.tell_error(f"{loaded.path.name} cannot be opened", loaded.content)
             return
+        if self._is_edited_since and not self.is_safe_to_leave():
+            return
         graph, prepared = loaded.content
         self.editor.show(graph, loaded.path, prepared=prepared)
         self._opened(loaded.path, loaded.notes)
+
+    def _note_edit(self, edit: object) -> None:
+        self._is_edited_since = True
 
     def open_safely(self, path: Path) -> None:
         """Opens a file once the current document is safe."""
@@ -293,9 +303,24 @@ class Window(QMainWindow):
         return self.save_to(self.editor.path) if self.editor.path is not None else self.ask_save()
 
     def ask_save(self) -> bool:
-        """Asks for a file and saves to it."""
-        name, _ = QFileDialog.getSaveFileName(self, "Save as", str(self._folder() / f"{self.editor.name}.yaml"), FILES)
-        return bool(name) and self.save_to(Path(name))
+        """Asks for a file and saves to it; a name without an ending is that of a snippet's text."""
+        path = self.editor.path
+        suggested = self._folder() / f"{self.editor.name}.yaml" if path is None else path
+        name, _ = QFileDialog.getSaveFileName(self, "Save as", str(suggested), FILES)
+        if not name:
+            return False
+        chosen = Path(name)
+        if not chosen.suffix:
+            chosen = chosen.with_suffix(".yaml")
+            if chosen.exists() and not self._may_replace(chosen):
+                return False
+        return self.save_to(chosen)
+
+    def _may_replace(self, path: Path) -> bool:
+        """Asks whether a file that is there already may go."""
+        buttons = QMessageBox.StandardButton
+        text = f"{path.name} is there already. Replace it?"
+        return QMessageBox.question(self, "QMoE Studio", text, buttons.Yes | buttons.Cancel) == buttons.Yes
 
     def save_to(self, path: Path) -> bool:
         """Saves to a file; whether that could be done."""

@@ -54,6 +54,7 @@ class Window(QMainWindow):
         self._collector = Collector(self)
         self.runner: Runner
         self._covers: list[QWidget] = []
+        self.may_overwrite: Callable[[Path], bool] = lambda path: True
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
@@ -324,6 +325,8 @@ class Window(QMainWindow):
 
     def save_to(self, path: Path) -> bool:
         """Saves to a file; whether that could be done."""
+        if not self.may_overwrite(path):
+            return False
         try:
             notes = self.editor.save(path)
         except StudioError as error:

@@ -68,7 +68,7 @@ MENUS: dict[str, tuple[str, ...]] = {
     ),
     "View": (
         *("Fit", "Zoom 1:1", "Zoom in", "Zoom out", "", "No overlay", "Overlay: time", "Overlay: gradient", ""),
-        *("Dark theme", "Canvas alone", "Go to properties", ""),
+        *("Dark theme", "Canvas alone", "Next pane", "Pane before", "Go to properties", ""),
     ),
     "Help": ("Context help", "Shortcuts…"),
 }

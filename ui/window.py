@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QByteArray, QSettings, QSize, Signal
-from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
+from PySide6.QtCore import QByteArray, QSettings, QSize, Qt, Signal
+from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
     QApplication,
     QFileDialog,
@@ -135,7 +135,24 @@ class Window(QMainWindow):
     def show_pane(self, title: str) -> None:
         """Brings a pane to the front and gives it the keys."""
         self.panes[title].show()
-        self.panes[title].widget().setFocus()
+        self.panes[title].focus()
+
+    def go_to_pane(self, step: int) -> None:
+        """Gives the keys to the next pane that is in front (or the one before), and to the canvas after the last."""
+        panes = [pane for area in Area for pane in self.sides.sides[area].panes if pane.isVisible()]
+        now = next((index for index, pane in enumerate(panes) if pane.has_focus), len(panes))
+        index = (now + step) % (len(panes) + 1)
+        if index < len(panes):
+            panes[index].focus()
+        else:
+            self.editor.canvas.viewer.setFocus()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Esc, where nothing else wants it, comes back to the canvas."""
+        if event.key() == Qt.Key.Key_Escape:
+            self.editor.canvas.viewer.setFocus()
+        else:
+            super().keyPressEvent(event)
 
     def keep(self, part: object) -> None:
         """Keeps a part that is no widget for as long as the window lives."""
@@ -188,6 +205,8 @@ class Window(QMainWindow):
         add("View", "Zoom in", lambda: canvas.viewer.zoom_by(1.25), QKeySequence.StandardKey.ZoomIn)
         add("View", "Zoom out", lambda: canvas.viewer.zoom_by(0.8), QKeySequence.StandardKey.ZoomOut)
         add("View", "Dark theme", self.toggle_theme)
+        add("View", "Next pane", lambda: self.go_to_pane(1), "Ctrl+F6")
+        add("View", "Pane before", lambda: self.go_to_pane(-1), "Ctrl+Shift+F6")
         add("View", "Canvas alone", self.sides.toggle, "F11")
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802

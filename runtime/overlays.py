@@ -23,7 +23,7 @@ class Mark:
 
 
 def marks(result: Result, overlay: Overlay) -> dict[str, Mark]:
-    """The marks of nodes by id: gradients if those are wanted and there are any, else times; the tint is the overlay's."""
+    """The marks of nodes by id: gradients if those are wanted and there are any, else times; tinted by the overlay."""
     if overlay == "gradient" and result.gradient_probes:
         return _gradients(result)
     times: defaultdict[str, float] = defaultdict(float)

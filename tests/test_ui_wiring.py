@@ -153,6 +153,27 @@ def test_the_palette_lists_families_and_finds(window: Window, qtbot: QtBot) -> N
     assert pane.tree.topLevelItem(0).text(0) == "QMoE"  # type: ignore[union-attr]
 
 
+def test_the_palette_follows_the_theme_and_the_operator_sets(window: Window, qtbot: QtBot) -> None:
+    pane = window.panes["Palette"].widget()
+    assert isinstance(pane, PalettePane)
+    qtbot.waitUntil(lambda: pane.tree.topLevelItemCount() > 5)
+    row = pane.tree.topLevelItem(2)
+    light = row.foreground(0).color()
+    window.toggle_theme()
+    assert pane.tree.topLevelItem(2) is row and row.foreground(0).color() != light
+    window.toggle_theme()
+    assert row.foreground(0).color() == light
+
+    def types() -> set[str]:
+        families = [pane.tree.topLevelItem(index) for index in range(pane.tree.topLevelItemCount())]
+        return {family.child(index).text(0) for family in families for index in range(family.childCount())}
+
+    window.editor.show(Graph("old", opsets={"": 13}))
+    assert "HammingWindow" not in types() and "Relu" in types()
+    window.editor.show(Graph("new", opsets={"": 21}))
+    assert "HammingWindow" in types()
+
+
 def test_enter_places_beside_the_selection_and_wires_it(window: Window) -> None:
     window.editor.canvas.select(["relu"])
     pane = palette(window)

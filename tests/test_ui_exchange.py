@@ -106,6 +106,12 @@ def test_the_clipboard_holds_a_picture_that_is_a_snippet(window: Window) -> None
     assert data.text().startswith("qmoe: 1")
 
 
+def test_an_empty_clipboard_is_told(window: Window) -> None:
+    QApplication.clipboard().clear()
+    press(window, Qt.Key.Key_V)
+    assert "clipboard is empty" in window._say.text() and len(window.editor.graph.nodes) == 3
+
+
 def test_cut_takes_away_and_can_be_undone(window: Window) -> None:
     window.editor.canvas.select(["relu"])
     press(window, Qt.Key.Key_X)

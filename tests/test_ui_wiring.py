@@ -305,6 +305,24 @@ def test_renaming_in_the_title(window: Window) -> None:
     assert "already" in said[-1]
 
 
+def test_one_name_is_edited_at_a_time_and_where_it_stands(window: Window) -> None:
+    canvas = window.editor.canvas
+
+    def fields() -> list[NameField]:
+        return [field for field in canvas.viewer.findChildren(NameField) if field.isVisible()]
+
+    for id in ("relu", "x"):
+        canvas.select([id])
+        press(window, Qt.Key.Key_F2)
+    assert [field.text() for field in fields()] == ["x"]
+    canvas.viewer.pan(50, 0)
+    assert not fields()
+    press(window, Qt.Key.Key_F2)
+    assert fields()
+    window.editor.show(Graph("another"))
+    assert not fields()
+
+
 def test_bypass_bridges_the_gap(window: Window) -> None:
     window.editor.canvas.select(["relu"])
     press(window, Qt.Key.Key_B, CONTROL)

@@ -167,6 +167,8 @@ class Menus:
             self._editor.told.emit("Select one node to rename.")
             return
         viewer = self._canvas.viewer
+        for open_field in viewer.findChildren(NameField):
+            open_field.close()
         corner = viewer.mapFromScene(item.scenePos())
         width = max(160, round((item.box.width if item.box else 120) * viewer.zoom()))
         NameField(self._window, chosen[0], QRect(corner, QPoint(corner.x() + width, corner.y() + 26)))
@@ -186,6 +188,8 @@ class NameField(QLineEdit):
         self.setFocus()
         self.returnPressed.connect(self._take)
         self.editingFinished.connect(self.close)
+        window.editor.document_changed.connect(self.close)
+        window.editor.canvas.viewer.moved_view.connect(self.close)
 
     def _take(self) -> None:
         new, editor = self.text().strip(), self._window.editor

@@ -73,17 +73,15 @@ class Pane(QObject):
 
     def focus(self) -> None:
         """Gives the keys to what takes them first in it."""
-        proxy, widget = self._widget.focusProxy(), self._widget.nextInFocusChain()
-        if proxy is not None:
-            proxy.setFocus(Qt.FocusReason.ShortcutFocusReason)
-            return
-        while self._widget.isAncestorOf(widget):
+        reason = Qt.FocusReason.ShortcutFocusReason
+        widget = None if self._widget.focusProxy() is not None else self._widget.nextInFocusChain()
+        while widget is not None and self._widget.isAncestorOf(widget):
             takes_keys = widget.focusPolicy() & Qt.FocusPolicy.TabFocus
             if takes_keys and widget.isVisible() and widget.isEnabled() and not isinstance(widget, QTabBar):
-                widget.setFocus(Qt.FocusReason.ShortcutFocusReason)
+                widget.setFocus(reason)
                 return
             widget = widget.nextInFocusChain()
-        self._widget.setFocus(Qt.FocusReason.ShortcutFocusReason)
+        self._widget.setFocus(reason)
 
     def list(self) -> None:
         """Gives it a tab, among those of its area where it was added."""

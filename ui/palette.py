@@ -112,7 +112,9 @@ class PalettePane(QWidget):
         super().changeEvent(event)
         if event.type() == QEvent.Type.PaletteChange:
             for index in range(self.tree.topLevelItemCount()):
-                self._colour(self.tree.topLevelItem(index))
+                row = self.tree.topLevelItem(index)
+                if row is not None:
+                    self._colour(row)
 
     def _follow_document(self) -> None:
         """Lists the types anew if the document is of other operator sets."""

@@ -60,7 +60,7 @@ def apply(application: QApplication, name: str) -> Theme:
     # Qt draws the edge of a check box a good deal darker than its window, which in a dark one is not to be seen.
     boxes = application.palette()
     boxes.setColor(QPalette.ColorRole.Window, colour(theme.edge).lighter(140))
-    application.setPalette(boxes, "QCheckBox")
+    application.setPalette(boxes, "QCheckBox")  # type: ignore[arg-type]  # it takes no bytes, whatever the stub says
     base = QFont(_family() or FAMILY)
     base.setPixelSize(12)
     application.setFont(base)

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QByteArray, QSettings, QSize, Qt, Signal
 from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
+    QAbstractSpinBox,
     QApplication,
     QFileDialog,
     QLabel,
+    QLineEdit,
     QMainWindow,
     QMenu,
     QMessageBox,
+    QPlainTextEdit,
     QToolBar,
     QVBoxLayout,
     QWidget,
 )
+from shiboken6 import isValid
 
 from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
@@ -163,12 +167,26 @@ class Window(QMainWindow):
     ) -> QAction:
         """Adds a command to a menu and returns it; `commands` has it by its text."""
         action = QAction(text, self)
-        action.triggered.connect(lambda checked=False: call())
+
+        def do() -> None:
+            if call not in (self.editor.undo, self.editor.redo):  # these take back what was before it
+                self.settle()
+            call()
+
+        action.triggered.connect(lambda checked=False: do())
         if shortcut is not None:
             action.setShortcut(QKeySequence(shortcut))
         self.menus[menu].addAction(action)
         self.commands[text] = action
         return action
+
+    def settle(self) -> None:
+        """Takes what is being typed in a field, as if the field were left; the keys stay with it."""
+        focused = QApplication.focusWidget()
+        if isinstance(focused, QLineEdit | QPlainTextEdit | QAbstractSpinBox) and self.isAncestorOf(focused):
+            focused.clearFocus()
+            if isValid(focused):
+                focused.setFocus()
 
     def _order_menus(self, order: Mapping[str, Sequence[str]]) -> None:
         """Puts the actions of menus into an order; lines are drawn where a text is empty."""
@@ -359,6 +377,7 @@ class Window(QMainWindow):
 
     def is_safe_to_leave(self) -> bool:
         """Whether the document is saved, or its author says that it need not be."""
+        self.settle()
         if not self.editor.is_changed or (not self.editor.graph.nodes and self.editor.path is None):
             return True
         buttons = QMessageBox.StandardButton

@@ -415,11 +415,13 @@ def arrange(graph: Graph, ids: Collection[str] | None = None) -> None:
     found = arranged(graph, boxes)
     with graph.transaction("Clean up"):
         _keep_places(graph)
+        framed = framed_nodes(graph)
         if ids is not None and chosen:
             before = _places(graph)
             left, top = min(before[id][0] for id in chosen), min(before[id][1] for id in chosen)
             found = {id: (x + left, y + top) for id, (x, y) in found.items()}
         set_positions(graph, found)
+        follow_with_frames(graph, framed)
 
 
 # -- probes and frames, which lie in the layout -----------------------------------------------------------------------
@@ -507,17 +509,49 @@ def set_frame(graph: Graph, frame: Frame, label: str = "", merge: str = "") -> N
 
 def add_frame(graph: Graph, ids: Collection[str], title: str = "Comment") -> Frame:
     """Puts a comment frame around nodes."""
-    places = _places(graph)
-    boxes = [(*places[id], box_of(graph, id, every_port=True)) for id in graph.nodes if id in ids]
-    left, top = min((x for x, _, _ in boxes), default=0.0), min((y for _, y, _ in boxes), default=0.0)
-    right = max((x + box.width for x, _, box in boxes), default=left + 200)
-    bottom = max((y + box.height for _, y, box in boxes), default=top + 120)
+    left, top, right, bottom = _extent(graph, ids)
     id = _fresh("frame", {frame.id for frame in frames_of(graph)})
     frame = Frame(id, title, (left - 20, top - 44, right - left + 40, bottom - top + 64))
     with graph.transaction(f"Frame {title}"):
         _keep_places(graph)
         set_frame(graph, frame)
     return frame
+
+
+def _extent(graph: Graph, ids: Collection[str]) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of nodes; a small place at the origin if there are none."""
+    places = _places(graph)
+    boxes = [(*places[id], box_of(graph, id, every_port=True)) for id in graph.nodes if id in ids]
+    left, top = min((x for x, _, _ in boxes), default=0.0), min((y for _, y, _ in boxes), default=0.0)
+    right = max((x + box.width for x, _, box in boxes), default=left + 200)
+    bottom = max((y + box.height for _, y, box in boxes), default=top + 120)
+    return left, top, right, bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Framed:
+    """A frame, the nodes in it, and where their edges were."""
+
+    frame: Frame
+    nodes: tuple[str, ...]
+    extent: tuple[float, float, float, float]
+
+
+def framed_nodes(graph: Graph) -> list[Framed]:
+    """The frames that hold nodes, to be given to `follow_with_frames` after a layout."""
+    held = [(frame, tuple(nodes_in(graph, frame))) for frame in frames_of(graph)]
+    return [Framed(frame, nodes, _extent(graph, nodes)) for frame, nodes in held if nodes]
+
+
+def follow_with_frames(graph: Graph, framed: Iterable[Framed]) -> None:
+    """Puts frames around the nodes that they held, as far from them as before."""
+    for held in framed:
+        x, y, width, height = held.frame.rectangle
+        edges = (x, y, x + width, y + height)
+        now = _extent(graph, held.nodes)
+        left, top, right, bottom = (e + n - b for e, n, b in zip(edges, now, held.extent, strict=True))
+        if (left, top, right, bottom) != edges:
+            set_frame(graph, replace(held.frame, rectangle=(left, top, right - left, bottom - top)))
 
 
 def remove_frame(graph: Graph, id: str) -> None:

@@ -23,8 +23,8 @@ class Mark:
 
 
 def marks(result: Result, overlay: Overlay) -> dict[str, Mark]:
-    """The marks of nodes by id. Times are there in every overlay; the tint is that of the overlay."""
-    if overlay == "gradient":
+    """The marks of nodes by id: gradients if those are wanted and there are any, else times; tinted by the overlay."""
+    if overlay == "gradient" and result.gradient_probes:
         return _gradients(result)
     times: defaultdict[str, float] = defaultdict(float)
     texts: dict[str, str] = {}

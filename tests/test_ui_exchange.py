@@ -14,7 +14,7 @@ from PIL import Image
 from PySide6.QtCore import QByteArray, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDragLeaveEvent, QDropEvent, QImage
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QMessageBox
+from PySide6.QtWidgets import QApplication, QFileDialog, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from runtime import Graph
@@ -104,6 +104,12 @@ def test_the_clipboard_holds_a_picture_that_is_a_snippet(window: Window) -> None
     loaded = load_picture(bytes(data.data("image/png").data()))
     assert set(loaded.graph.nodes) == {"x", "relu"} and not loaded.changed
     assert data.text().startswith("qmoe: 1")
+
+
+def test_an_empty_clipboard_is_told(window: Window) -> None:
+    QApplication.clipboard().clear()
+    press(window, Qt.Key.Key_V)
+    assert "clipboard is empty" in window._say.text() and len(window.editor.graph.nodes) == 3
 
 
 def test_cut_takes_away_and_can_be_undone(window: Window) -> None:
@@ -316,6 +322,62 @@ def test_a_large_file_is_read_while_the_window_goes_on(window: Window, qtbot: Qt
     window.editor.show(pair())
     qtbot.wait(3000)
     assert len(window.editor.graph.nodes) == 3
+
+
+def long_chain(path: Path) -> Path:
+    """A file that is large enough to be read in a thread."""
+    graph = Graph("large", opsets={"": 21})
+    source = f"{graph.add('Input', 'x', parameters={'type': 'tensor(float)', 'shape': [4]})}.value"
+    for number in range(3500):
+        graph.add("Relu", f"relu_number_{number}")
+        graph.wire(source, f"relu_number_{number}.X")
+        source = f"relu_number_{number}.Y"
+    save(graph, path)
+    return path
+
+
+def test_edits_made_while_a_large_file_is_read_are_not_lost(
+    window: Window, qtbot: QtBot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def question(*arguments: object) -> QMessageBox.StandardButton:
+        asked.append(str(arguments[2]))
+        return QMessageBox.StandardButton.Cancel
+
+    monkeypatch.setattr(QMessageBox, "question", question)
+    window.open(long_chain(tmp_path / "large.onnx"))
+    assert window.opening.isVisible()
+    window.editor.graph.add("Neg", "precious")
+    qtbot.waitUntil(lambda: bool(asked), timeout=60_000)
+    assert "precious" in window.editor.graph.nodes and not window.opening.isVisible()
+
+
+def test_another_document_ends_the_reading_of_a_large_file(window: Window, qtbot: QtBot, tmp_path: Path) -> None:
+    save(pair(), tmp_path / "small.yaml")
+    window.open(long_chain(tmp_path / "large.onnx"))
+    assert window.open(tmp_path / "small.yaml") and not window.opening.isVisible()
+    qtbot.wait(2500)
+    assert window.editor.path == tmp_path / "small.yaml"
+
+
+def test_save_as_suggests_the_name_and_completes_it(
+    window: Window, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suggested: list[str] = []
+
+    def choose(*arguments: object, **options: object) -> tuple[str, str]:
+        suggested.append(str(arguments[2]))
+        return str(tmp_path / "second"), ""
+
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", choose)
+    assert window.save_to(tmp_path / "first.yaml")
+    assert window.ask_save() and window.editor.path == tmp_path / "second.yaml"
+    assert suggested == [str(tmp_path / "first.yaml")]
+    before = (tmp_path / "second.yaml").read_bytes()
+    window.editor.graph.add("Neg")
+    monkeypatch.setattr(QMessageBox, "question", lambda *arguments: QMessageBox.StandardButton.Cancel)
+    assert not window.ask_save() and (tmp_path / "second.yaml").read_bytes() == before
 
 
 def test_types_that_nobody_knows_are_kept(window: Window, tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ import ui.library  # before Qt  # noqa: F401
 import pytest
 from PySide6.QtCore import QCoreApplication, QEvent, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDragEnterEvent, QDropEvent
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QMessageBox
 from pytestqt.qtbot import QtBot
 
 from runtime import Graph
 from runtime.files import save
 from runtime.shipped import snippets_folder
 from ui import theme
+from ui.on_disk import DiskBar
 from ui.safekeeping import Keeper, RecoveryBar
 from ui.start import StartPage
 from ui.window import Window
@@ -36,6 +37,7 @@ import sys
 from pathlib import Path
 from ui.app import application
 from ui.window import Window
+from ui.on_disk import DiskBar
 from ui.safekeeping import Keeper
 
 running = application("light")
@@ -223,3 +225,38 @@ def test_windows_that_were_closed_leave_nothing() -> None:
     assert not [ref for ref in gone if ref() is not None]
     assert (len(application.allWidgets()), threading.active_count()) == before
     assert not multiprocessing.active_children()
+
+
+def test_a_file_that_changed_meanwhile_is_told_and_not_replaced_unasked(
+    windows: list[Window], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shared.yaml"
+    graph = Graph("shared", opsets={"": 21})
+    graph.add("Input", "x")
+    save(graph, path)
+    first, second = open_window(windows, path), open_window(windows, path)
+    second.editor.graph.add("Neg", "theirs")
+    assert second.save()
+    first.editor.graph.add("Relu", "mine")  # the first edit looks, and so does the window when it comes to the front
+    bar = first.findChild(DiskBar)
+    assert bar is not None and bar.isVisible() and "changed by another program" in bar.label.text()
+    monkeypatch.setattr(QMessageBox, "question", lambda *arguments: QMessageBox.StandardButton.Cancel)
+    assert not first.save() and "theirs" in path.read_text() and first.isWindowModified()
+    monkeypatch.setattr(QMessageBox, "question", lambda *arguments: QMessageBox.StandardButton.Yes)
+    assert first.save() and "mine" in path.read_text() and not bar.isVisible()
+    QApplication.sendEvent(second, QEvent(QEvent.Type.WindowActivate))
+    other = second.findChild(DiskBar)
+    assert other is not None and other.isVisible()
+    other.again.click()
+    assert "mine" in second.editor.graph.nodes and not other.isVisible()
+
+
+def test_a_file_that_was_removed_meanwhile_can_be_written_again(windows: list[Window], tmp_path: Path) -> None:
+    path = tmp_path / "gone.yaml"
+    save(Graph("gone"), path)
+    window = open_window(windows, path)
+    path.unlink()
+    QApplication.sendEvent(window, QEvent(QEvent.Type.WindowActivate))
+    bar = window.findChild(DiskBar)
+    assert bar is not None and bar.isVisible() and "no longer there" in bar.label.text()
+    assert window.save() and path.exists() and not bar.isVisible()

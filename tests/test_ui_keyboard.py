@@ -105,3 +105,35 @@ def test_inputs_that_cannot_take_the_value_are_not_offered(window: Window) -> No
     QTest.keyClick(chooser(window).field, Qt.Key.Key_Return)
     texts = [chooser(window).list.item(row).text() for row in range(chooser(window).list.count())]
     assert "before.A" not in texts and "add.A" in texts
+
+
+def test_every_pane_takes_the_keys_and_gives_them_back(window: Window) -> None:
+    viewer = window.editor.canvas.viewer
+    for title, pane in window.panes.items():
+        window.show_pane(title)
+        focused = QApplication.focusWidget()
+        assert pane.has_focus and focused is not None, title
+        assert focused is not pane.widget() or focused.focusPolicy() != Qt.FocusPolicy.NoFocus, title
+        QTest.keyClick(focused, Qt.Key.Key_Escape)
+        assert viewer.hasFocus(), title
+
+
+def test_keys_go_from_pane_to_pane_and_back_to_the_canvas(window: Window) -> None:
+    viewer, seen = window.editor.canvas.viewer, []
+    for _ in range(8):
+        QTest.keyClick(QApplication.focusWidget(), Qt.Key.Key_F6, CONTROL)
+        seen += [title for title, pane in window.panes.items() if pane.has_focus]
+        if viewer.hasFocus():
+            break
+    assert viewer.hasFocus() and {"Palette", "Properties", "Problems"} <= set(seen)
+    QTest.keyClick(viewer, Qt.Key.Key_F6, CONTROL | SHIFT)
+    assert window.panes[seen[-1]].has_focus
+
+
+def test_a_pane_that_is_chosen_in_the_menu_comes_to_the_front_with_the_keys(window: Window) -> None:
+    window.panes["Problems"].show()
+    window.panes["History"].action.trigger()  # it has a tab already, behind Problems
+    assert window.panes["History"].isVisible() and window.panes["History"].has_focus
+    assert window.panes["History"].action.isChecked()
+    window.panes["History"].action.trigger()
+    assert not window.panes["History"].is_listed and not window.panes["History"].action.isChecked()

@@ -11,7 +11,7 @@ from ui import library  # before anything of Qt  # noqa: F401
 from PySide6.QtCore import QEvent, QPoint, QPointF, Qt
 from PySide6.QtGui import QMouseEvent
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication
+from PySide6.QtWidgets import QApplication, QMessageBox
 
 from runtime.graph import ABSENT, Graph, PortRef
 from runtime.tensors import Tensor
@@ -330,6 +330,24 @@ def test_a_click_on_the_canvas_commits_what_is_typed_to_its_own_node(window):
     window.editor.canvas.select(["third"])
     QTest.qWait(10)
     assert value(window, "second", "alpha") == 9.0 and value(window, "third", "alpha") is ABSENT
+
+
+def test_commands_take_what_is_being_typed(window, tmp_path, monkeypatch):
+    select(window, "moe")
+    path = tmp_path / "typed.yaml"
+    assert window.save_to(path)
+    field = pane_of(window).parameters.rows["k"].field
+    field.setFocus()
+    field.selectAll()
+    QTest.keyClicks(field, "4")
+    QTest.keyClick(field, Qt.Key.Key_S, Qt.KeyboardModifier.ControlModifier)
+    assert value(window, "moe", "k") == 4 and "k: 4" in path.read_text()
+    assert pane_of(window).parameters.rows["k"].field.hasFocus()
+    QTest.keyClicks(field, "5")
+    asked = []
+    answer = QMessageBox.StandardButton.Cancel
+    monkeypatch.setattr(QMessageBox, "question", lambda *arguments: asked.append(arguments[2]) or answer)
+    assert not window.close() and asked, "what was typed is asked about"
 
 
 def test_several_nodes_share_their_common_parameters(window):

@@ -355,6 +355,16 @@ def test_the_overlays_tint_by_time_and_by_gradient(window: Window, qtbot: QtBot)
     assert item.tint is None
 
 
+def test_an_overlay_without_gradients_says_what_to_do_and_keeps_the_times(window: Window, qtbot: QtBot) -> None:
+    run(window, qtbot, Qt.Key.Key_F6)
+    item = window.editor.canvas.item("relu")
+    assert item is not None and "back" in item.badge
+    press(window, Qt.Key.Key_3, Qt.KeyboardModifier.AltModifier)
+    assert "once more" in window._say.text() and "back" in item.badge and item.tint is None
+    run(window, qtbot, Qt.Key.Key_F6)
+    assert item.badge.startswith("gradient") and item.tint is not None
+
+
 def test_without_a_scalar_all_outputs_of_floats_count(window: Window, qtbot: QtBot) -> None:
     window.editor.graph.cut("loss.value")
     window.editor.graph.remove("loss")

@@ -8,7 +8,8 @@ from pathlib import Path
 # isort: split
 import numpy as np
 import pytest
-from PySide6.QtCore import QPoint, Qt
+from PySide6.QtCore import QPoint, QPointF, Qt
+from PySide6.QtGui import QWheelEvent
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 from pytestqt.qtbot import QtBot
@@ -85,6 +86,20 @@ def test_the_plan_is_edited_field_by_field_and_stays_in_the_file(window: Window,
     QTest.keyClicks(pane.plan.losses, "loss=much")
     QTest.keyClick(pane.plan.losses, Qt.Key.Key_Return)
     assert "expected an output and its weight" in pane.message.text()
+
+
+def test_the_wheel_over_the_plan_changes_nothing(window: Window) -> None:
+    plan, before = pane_of(window).plan, plan_of(window.editor.graph)[0]
+    for field in (*plan.choices.values(), *plan.numbers.values()):
+        place = QPointF(10, 8)
+        turn, button = QPoint(0, -120), Qt.MouseButton.NoButton
+        keys, phase = Qt.KeyboardModifier.NoModifier, Qt.ScrollPhase.NoScrollPhase
+        at = QPointF(field.mapToGlobal(place.toPoint()))
+        event = QWheelEvent(place, at, QPoint(), turn, button, keys, phase, False)
+        QApplication.sendEvent(field, event)
+        assert not field.hasFocus() and not event.isAccepted(), "it is for the pane behind"
+    assert plan_of(window.editor.graph)[0] == before
+    assert [box.currentText() for box in plan.choices.values()] == [before.optimizer, before.schedule]
 
 
 def test_a_plan_that_is_none_is_told_and_the_rest_is_taken() -> None:

@@ -11,11 +11,11 @@ import pytest
 from PySide6.QtCore import QPoint, QPointF, Qt
 from PySide6.QtGui import QContextMenuEvent, QDragEnterEvent, QDropEvent
 from PySide6.QtTest import QTest
-from PySide6.QtWidgets import QApplication, QLineEdit, QMenu
+from PySide6.QtWidgets import QApplication, QInputDialog, QLineEdit, QMenu
 from pytestqt.qtbot import QtBot
 
 from runtime import Graph
-from runtime.editing import frames_of, probes_of
+from runtime.editing import frames_of, nodes_in, probes_of
 from runtime.graph import PortRef
 from tests.gestures import assert_same, drag, mouse, place_of, wire
 from ui import theme
@@ -153,6 +153,27 @@ def test_the_palette_lists_families_and_finds(window: Window, qtbot: QtBot) -> N
     assert pane.tree.topLevelItem(0).text(0) == "QMoE"  # type: ignore[union-attr]
 
 
+def test_the_palette_follows_the_theme_and_the_operator_sets(window: Window, qtbot: QtBot) -> None:
+    pane = window.panes["Palette"].widget()
+    assert isinstance(pane, PalettePane)
+    qtbot.waitUntil(lambda: pane.tree.topLevelItemCount() > 5)
+    row = pane.tree.topLevelItem(2)
+    light = row.foreground(0).color()
+    window.toggle_theme()
+    assert pane.tree.topLevelItem(2) is row and row.foreground(0).color() != light
+    window.toggle_theme()
+    assert row.foreground(0).color() == light
+
+    def types() -> set[str]:
+        families = [pane.tree.topLevelItem(index) for index in range(pane.tree.topLevelItemCount())]
+        return {family.child(index).text(0) for family in families for index in range(family.childCount())}
+
+    window.editor.show(Graph("old", opsets={"": 13}))
+    assert "HammingWindow" not in types() and "Relu" in types()
+    window.editor.show(Graph("new", opsets={"": 21}))
+    assert "HammingWindow" in types()
+
+
 def test_enter_places_beside_the_selection_and_wires_it(window: Window) -> None:
     window.editor.canvas.select(["relu"])
     pane = palette(window)
@@ -284,6 +305,24 @@ def test_renaming_in_the_title(window: Window) -> None:
     assert "already" in said[-1]
 
 
+def test_one_name_is_edited_at_a_time_and_where_it_stands(window: Window) -> None:
+    canvas = window.editor.canvas
+
+    def fields() -> list[NameField]:
+        return [field for field in canvas.viewer.findChildren(NameField) if field.isVisible()]
+
+    for id in ("relu", "x"):
+        canvas.select([id])
+        press(window, Qt.Key.Key_F2)
+    assert [field.text() for field in fields()] == ["x"]
+    canvas.viewer.pan(50, 0)
+    assert not fields()
+    press(window, Qt.Key.Key_F2)
+    assert fields()
+    window.editor.show(Graph("another"))
+    assert not fields()
+
+
 def test_bypass_bridges_the_gap(window: Window) -> None:
     window.editor.canvas.select(["relu"])
     press(window, Qt.Key.Key_B, CONTROL)
@@ -348,6 +387,42 @@ def test_a_frame_moves_with_its_nodes(window: Window) -> None:
         window.editor.undo()
     assert not [item for item in canvas.viewer.scene().items() if isinstance(item, FrameItem)]
     assert_same(canvas)
+
+
+def test_clean_up_takes_frames_along(window: Window) -> None:
+    canvas, graph = window.editor.canvas, window.editor.graph
+    canvas.select(["x", "relu"])
+    window.commands["Frame"].trigger()
+    canvas.move({"x": (0, 40), "y": (400, 300)})
+    (before,) = frames_of(graph)
+    assert nodes_in(graph, before) == ["x", "relu"]
+    canvas.select([])
+    press(window, Qt.Key.Key_U, CONTROL)
+    (frame,) = frames_of(graph)
+    assert nodes_in(graph, frame) == ["x", "relu"] and frame.rectangle != before.rectangle
+    assert graph.undo_labels[-1] == "Clean up"
+    window.editor.undo()
+    assert frames_of(graph) == [before]
+
+
+def test_a_frame_has_a_menu_and_keys(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    canvas, graph = window.editor.canvas, window.editor.graph
+    canvas.select(["x", "relu"])
+    window.commands["Frame"].trigger()
+    canvas.fit()
+    (item,) = [item for item in canvas.viewer.scene().items() if isinstance(item, FrameItem)]
+    title = canvas.viewer.mapFromScene(item.scenePos() + QPointF(60, 10))
+    choose(menu_at(window, title), "Green")
+    assert frames_of(graph)[0].color == "green"
+    monkeypatch.setattr(QInputDialog, "getText", lambda *arguments, **options: ("renamed", True))
+    canvas.select(["relu"])
+    window.commands["Frame's title…"].trigger()
+    assert frames_of(graph)[0].title == "renamed"
+    choose(menu_at(window, title), "Remove the frame")
+    assert not frames_of(graph)
+    window.editor.undo()
+    window.commands["Remove the frame"].trigger()
+    assert not frames_of(graph)
 
 
 def test_find_walks_through_what_it_finds(window: Window) -> None:

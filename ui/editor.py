@@ -35,6 +35,7 @@ class Editor(QObject):
         self.canvas = Canvas(self)
         self.graph = Graph()
         self.path: Path | None = None
+        self._stamp: tuple[int, int] | None = None
         self.findings: list[Finding] = []
         self.reported: list[Finding] = []
         self._end_listening: Callable[[], None] = lambda: None
@@ -63,6 +64,7 @@ class Editor(QObject):
         """Shows another document, with what `ui.canvas.mirror.prepare` made of it if that was done before."""
         self._end_listening()
         self.graph, self.path, self._changed = graph, path, changed
+        self.keep_over_file()
         self.reported = []
         self.canvas.show(graph, prepared)
         # Panes hear of an edit after the canvas has drawn it.
@@ -74,7 +76,9 @@ class Editor(QObject):
     def open(self, path: Path) -> list[Finding]:
         """Opens a file and returns what is worth knowing of it. FileError, and the document stays, if it is wrong."""
         notes: list[Finding] = []
+        stamp = _stamp(path)
         self.show(load(path, notes), path)
+        self._stamp = stamp  # what was written while it was being read is not what is shown
         return notes
 
     def save(self, path: Path) -> list[Finding]:
@@ -84,8 +88,17 @@ class Editor(QObject):
         """
         notes = save(self.graph, path)
         self.path, self._changed = path, False
+        self.keep_over_file()
         self.title_changed.emit()
         return notes
+
+    def is_file_changed(self) -> bool:
+        """Whether something else has written or removed the document's file since it was read or written here."""
+        return _stamp(self.path) != self._stamp
+
+    def keep_over_file(self) -> None:
+        """Takes the file as it is now for known: saving replaces it."""
+        self._stamp = _stamp(self.path)
 
     def _hear(self, edit: Edit) -> None:
         was, self._changed = self._changed, True
@@ -163,3 +176,14 @@ class Editor(QObject):
         self._end_listening()
         self._end_listening = lambda: None
         self.canvas.close()
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    """What tells a file from what it was before; None if it cannot be seen."""
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

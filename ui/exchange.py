@@ -68,7 +68,11 @@ class Exchange:
 
     def paste(self) -> None:
         """Inserts what is on the clipboard at the cursor, or beside the selection if the cursor is elsewhere."""
-        self._insert(QApplication.clipboard().mimeData(), self._paste_place(), "Paste")
+        data: QMimeData | None = QApplication.clipboard().mimeData()
+        if data is None or not data.formats():
+            self._editor.told.emit("The clipboard is empty.")
+            return
+        self._insert(data, self._paste_place(), "Paste")
 
     def duplicate(self) -> None:
         """Copies the selection beside itself, fed as it is."""

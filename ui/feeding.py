@@ -38,6 +38,7 @@ from runtime.feeds import (
 from runtime.graph import PortRef
 from runtime.guard import input_names
 from ui import theme
+from ui.fields import WheelPasses
 from ui.running import Runner
 from ui.window import RIGHT, Window
 
@@ -58,6 +59,7 @@ class SourceRow(QWidget):
         self.seed = QSpinBox(maximum=LARGEST_SIZE, prefix="seed ")
         self.seed.setAccessibleName(f"Seed of {id}")
         self.seed.setKeyboardTracking(False)
+        WheelPasses(self.kind, self.seed)
         self.text = QLineEdit()
         self.text.setMaxLength(LONGEST)
         self.text.setAccessibleName(f"Values of {id}")
@@ -245,6 +247,7 @@ class FeedingPane(QScrollArea):
         spin = QSpinBox(maximum=LARGEST_SIZE)
         spin.setAccessibleName(f"Size of {name}")
         spin.setKeyboardTracking(False)
+        WheelPasses(spin)
         spin.valueChanged.connect(lambda size: self._set_size(name, size))
         return spin
 

@@ -19,7 +19,7 @@ from runtime.editing import (
     rename,
 )
 from runtime.graph import PortRef
-from ui.canvas.frames import Frames
+from ui.canvas.frames import COLOURS, FrameItem, Frames
 from ui.canvas.items import OUT, NodeItem, PipeItem, PortItem
 from ui.quick_drop import open_quick_drop
 from ui.window import Window
@@ -31,6 +31,7 @@ class Menus:
     def __init__(self, window: Window) -> None:
         self._window, self._editor, self._canvas = window, window.editor, window.editor.canvas
         self._canvas.viewer.menu_wanted.connect(self._pop_up)
+        self.frames = Frames(window.editor)
         self.shown: QMenu | None = None
 
     def _pop_up(self, what: Any, place: Any, corner: Any) -> None:
@@ -45,6 +46,8 @@ class Menus:
                 if what.id not in self._canvas.selected:
                     self._canvas.select([what.id])
                 self._for_nodes(menu)
+            case _ if (frame := self.frames.at(place)) is not None:
+                self._for_frame(menu, frame)
             case _:
                 self._for_canvas(menu, place)
         menu.popup(corner)
@@ -87,6 +90,14 @@ class Menus:
         for text in ("Select what feeds it", "Select what it feeds", "Clean up"):
             menu.addAction(self._window.commands[text])
 
+    def _for_frame(self, menu: QMenu, frame: FrameItem) -> None:
+        self._add(menu, "Title…", frame.ask_title)
+        menu.addSeparator()
+        for name in COLOURS:
+            self._add(menu, name.capitalize(), lambda name=name: frame.colour(name))  # type: ignore[misc]
+        menu.addSeparator()
+        self._add(menu, "Remove the frame", frame.remove)
+
     def _for_canvas(self, menu: QMenu, place: QPointF) -> None:
         self._add(menu, "Add a node…", lambda: open_quick_drop(self._editor, place))
         for text in ("Paste", "Select all", "Clean up", "Remove broken wires", "Fit"):
@@ -127,6 +138,14 @@ class Menus:
         else:
             self._editor.told.emit("Select the nodes that the frame is to hold.")
 
+    def with_frame(self, call: Callable[[FrameItem], object]) -> None:
+        """Does something with the frame around the selection."""
+        frame = self.frames.around(self._canvas.selected)
+        if frame is not None:
+            call(frame)
+        else:
+            self._editor.told.emit("Select nodes in a frame.")
+
     def select_along(self, upstream: bool) -> None:
         """Adds to the selection all nodes that feed it, or that it feeds."""
         graph = self._editor.graph
@@ -148,6 +167,8 @@ class Menus:
             self._editor.told.emit("Select one node to rename.")
             return
         viewer = self._canvas.viewer
+        for open_field in viewer.findChildren(NameField):
+            open_field.close()
         corner = viewer.mapFromScene(item.scenePos())
         width = max(160, round((item.box.width if item.box else 120) * viewer.zoom()))
         NameField(self._window, chosen[0], QRect(corner, QPoint(corner.x() + width, corner.y() + 26)))
@@ -167,6 +188,8 @@ class NameField(QLineEdit):
         self.setFocus()
         self.returnPressed.connect(self._take)
         self.editingFinished.connect(self.close)
+        window.editor.document_changed.connect(self.close)
+        window.editor.canvas.viewer.moved_view.connect(self.close)
 
     def _take(self) -> None:
         new, editor = self.text().strip(), self._window.editor
@@ -188,7 +211,6 @@ def install(window: Window) -> None:
     """Adds the commands to the menu bar, and answers right clicks."""
     menus = Menus(window)
     window.keep(menus)
-    window.keep(Frames(window.editor))
     for menu, text, call, shortcut in (
         ("Edit", "Rename…", menus.rename, "F2"),
         ("Edit", "Remove and rewire", menus.remove_and_rewire, "Ctrl+Backspace"),
@@ -197,5 +219,7 @@ def install(window: Window) -> None:
         ("Edit", "Select what it feeds", lambda: menus.select_along(False), "Ctrl+Shift+Right"),
         ("Diagram", "Remove broken wires", menus.remove_broken, "Ctrl+Shift+B"),
         ("Diagram", "Frame", menus.frame, "Ctrl+Shift+F"),
+        ("Diagram", "Frame's title…", lambda: menus.with_frame(FrameItem.ask_title), "Shift+F2"),
+        ("Diagram", "Remove the frame", lambda: menus.with_frame(FrameItem.remove), None),
     ):
         window.command(menu, text, call, shortcut)

@@ -29,8 +29,9 @@ class MiniMap(QWidget):
 
     def _look(self) -> None:
         """Shows itself while there is something that is not visible: else it would only cover what is."""
-        area = self._editor.canvas.area()
-        self.setVisible(not area.isEmpty() and not self._editor.canvas.viewer.visible().contains(area))
+        area, viewer = self._editor.canvas.area(), self._editor.canvas.viewer
+        has_room = viewer.width() > 2.5 * WIDTH and viewer.height() > 2.5 * HEIGHT
+        self.setVisible(has_room and not area.isEmpty() and not viewer.visible().contains(area))
         self.update()
 
     def _whole(self) -> QRectF:

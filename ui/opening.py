@@ -41,6 +41,8 @@ class OpeningBar(QWidget):
     """Hidden while there is nothing to say."""
 
     loaded = Signal(Loaded)
+    """What is still wanted has been read."""
+    _was_read = Signal(Loaded)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -56,7 +58,7 @@ class OpeningBar(QWidget):
         layout.addWidget(self.progress)
         layout.addWidget(self.button)
         self.button.clicked.connect(self.cancel)
-        self.loaded.connect(self._arrived)
+        self._was_read.connect(self._arrived)
         self.hide()
 
     def start(self, path: Path) -> None:
@@ -74,7 +76,7 @@ class OpeningBar(QWidget):
             except OSError as error:
                 content = StudioError(f"{path}: {error.strerror or error}.")
             if self._wanted is path:
-                self.loaded.emit(Loaded(path, content, notes))
+                self._was_read.emit(Loaded(path, content, notes))
 
         threading.Thread(target=work, name="opening", daemon=True).start()
 
@@ -96,6 +98,9 @@ class OpeningBar(QWidget):
         self.hide()
 
     def _arrived(self, loaded: Loaded) -> None:
+        if loaded.path is not self._wanted:  # cancelled while this was on its way from the thread
+            return
         self._wanted = None
         if not isinstance(loaded.content, Exception):
             self.hide()
+        self.loaded.emit(loaded)

@@ -40,7 +40,9 @@ class Overlays(QObject):
         self._runner.probes_all_gradients = overlay == "gradient"
         result = self._runner.result
         if overlay == "gradient" and (result is None or not result.gradient_probes):
-            self._editor.told.emit("Run backward (F6) to see gradients.")
+            went_back = result is not None and result.backward_seconds > 0
+            why = "once more: the last run kept no gradients at wires" if went_back else "to see gradients"
+            self._editor.told.emit(f"Run backward (F6) {why}.")
         elif overlay == "time" and (result is None or not result.times):
             self._editor.told.emit("Run the graph (F5), with its time measured, to see times.")
         self.show_marks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PySide6.QtCore import QMimeData, Qt, QTimer
+from PySide6.QtCore import QEvent, QMimeData, Qt, QTimer
 from PySide6.QtGui import QBrush, QDrag
 from PySide6.QtWidgets import QLineEdit, QTreeWidget, QTreeWidgetItem, QVBoxLayout, QWidget
 
@@ -22,6 +22,7 @@ from ui.window import LEFT, Window
 
 TYPE = "application/x-qmoe-node-type"
 _NAME = Qt.ItemDataRole.UserRole
+_FAMILY = Qt.ItemDataRole.UserRole + 1
 
 
 class Tree(QTreeWidget):
@@ -63,7 +64,9 @@ class PalettePane(QWidget):
         layout.setContentsMargins(4, 4, 4, 0)
         layout.addWidget(self.field)
         layout.addWidget(self.tree)
+        self._opsets: dict[str, int] = {}
         self.field.textChanged.connect(self.show_types)
+        editor.document_changed.connect(self._follow_document)
         self.field.returnPressed.connect(self._place_first)
         self.tree.itemActivated.connect(self._place)
         # The schemas are read when the window is there already.
@@ -72,7 +75,7 @@ class PalettePane(QWidget):
     def show_types(self, text: str = "") -> None:
         """Lists all types by family, or those that a text means, best first."""
         self.tree.clear()
-        opsets = self._editor.graph.opsets
+        opsets = self._opsets = dict(self._editor.graph.opsets)
         if text.strip():
             for match in search(text, opsets=opsets, limit=60):
                 self.tree.addTopLevelItem(self._row(match.node_type))
@@ -80,7 +83,7 @@ class PalettePane(QWidget):
             if first is not None:
                 self.tree.setCurrentItem(first)
             return
-        types = catalog.all_types(dict(opsets))
+        types = catalog.all_types(opsets)
         recent = [found for name in recent_types() if (found := catalog.find(name, opsets)) is not None]
         if recent:
             self._family("Recent", recent, "graph").setExpanded(True)
@@ -92,11 +95,31 @@ class PalettePane(QWidget):
 
     def _family(self, label: str, members: list[type[Node]], family: str) -> QTreeWidgetItem:
         row = QTreeWidgetItem([f"{label}"])
-        row.setForeground(0, QBrush(theme.colour(theme.readable(theme.current().title(family)))))
+        row.setData(0, _FAMILY, family)
+        self._colour(row)
         row.setFont(0, theme.font(12, bold=True))
         row.addChildren([self._row(member) for member in members])
         self.tree.addTopLevelItem(row)
         return row
+
+    def _colour(self, row: QTreeWidgetItem) -> None:
+        family = row.data(0, _FAMILY)
+        if family:
+            row.setForeground(0, QBrush(theme.colour(theme.readable(theme.current().title(family)))))
+
+    def changeEvent(self, event: QEvent) -> None:  # noqa: N802
+        """Families have the colours of the theme."""
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.PaletteChange:
+            for index in range(self.tree.topLevelItemCount()):
+                row = self.tree.topLevelItem(index)
+                if row is not None:
+                    self._colour(row)
+
+    def _follow_document(self) -> None:
+        """Lists the types anew if the document is of other operator sets."""
+        if self._opsets != dict(self._editor.graph.opsets):
+            self.show_types(self.field.text())
 
     def _row(self, node_type: type[Node]) -> QTreeWidgetItem:
         row = QTreeWidgetItem([node_type.operator])

@@ -13,6 +13,7 @@ from ui import (
     help,
     keyboard,
     menus,
+    on_disk,
     overlays,
     palette,
     probes,
@@ -43,6 +44,7 @@ PARTS: tuple[ModuleType, ...] = (
     menus,
     keyboard,
     find,
+    on_disk,
     safekeeping,
     start,
     shortcuts,
@@ -59,14 +61,14 @@ MENUS: dict[str, tuple[str, ...]] = {
         *("Select what feeds it", "Select what it feeds"),
     ),
     "Insert": ("Quick drop…", "Find in the palette", "Wire from the selected node…"),
-    "Diagram": ("Clean up", "Frame", "", "Remove broken wires"),
+    "Diagram": ("Clean up", "", "Frame", "Frame's title…", "Remove the frame", "", "Remove broken wires"),
     "Run": (
         *("Run", "Run backward", "Run to here", "Stop", "Train", "", "Probe", "", "On onnxruntime", "On numpy", ""),
         *("Measure time per node", "Stop at NaN or infinity"),
     ),
     "View": (
         *("Fit", "Zoom 1:1", "Zoom in", "Zoom out", "", "No overlay", "Overlay: time", "Overlay: gradient", ""),
-        *("Dark theme", "Canvas alone", "Go to properties", ""),
+        *("Dark theme", "Canvas alone", "Next pane", "Pane before", "Go to properties", ""),
     ),
     "Help": ("Context help", "Shortcuts…"),
 }

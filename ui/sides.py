@@ -9,7 +9,7 @@ from enum import Enum
 
 from PySide6.QtCore import QObject, QSettings, Qt
 from PySide6.QtGui import QAction
-from PySide6.QtWidgets import QSplitter, QTabWidget, QWidget
+from PySide6.QtWidgets import QApplication, QSplitter, QTabBar, QTabWidget, QWidget
 
 
 class Area(Enum):
@@ -59,10 +59,29 @@ class Pane(QObject):
         return self._widget.isVisible()
 
     def _toggle(self) -> None:
-        if self.action.isChecked():
-            self.show()
-        else:
+        if self._widget.isVisible():
             self.hide()
+        else:  # hidden, or behind another: who chose it wants to see it
+            self.show()
+            self.focus()
+
+    @property
+    def has_focus(self) -> bool:
+        """Whether the keys go to something in it."""
+        focused = QApplication.focusWidget()
+        return focused is not None and self._widget.isAncestorOf(focused)
+
+    def focus(self) -> None:
+        """Gives the keys to what takes them first in it."""
+        reason = Qt.FocusReason.ShortcutFocusReason
+        widget = None if self._widget.focusProxy() is not None else self._widget.nextInFocusChain()
+        while widget is not None and self._widget.isAncestorOf(widget):
+            takes_keys = widget.focusPolicy() & Qt.FocusPolicy.TabFocus
+            if takes_keys and widget.isVisible() and widget.isEnabled() and not isinstance(widget, QTabBar):
+                widget.setFocus(reason)
+                return
+            widget = widget.nextInFocusChain()
+        self._widget.setFocus(reason)
 
     def list(self) -> None:
         """Gives it a tab, among those of its area where it was added."""

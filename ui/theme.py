@@ -57,6 +57,10 @@ def apply(application: QApplication, name: str) -> Theme:
     _current = theme = DARK if name == "dark" else LIGHT
     application.setStyle(QStyleFactory.create("Fusion"))
     application.setPalette(_palette(theme))
+    # Qt draws the edge of a check box a good deal darker than its window, which in a dark one is not to be seen.
+    boxes = application.palette()
+    boxes.setColor(QPalette.ColorRole.Window, colour(theme.edge).lighter(140))
+    application.setPalette(boxes, "QCheckBox")  # type: ignore[arg-type]  # it takes no bytes, whatever the stub says
     base = QFont(_family() or FAMILY)
     base.setPixelSize(12)
     application.setFont(base)

@@ -58,6 +58,7 @@ from runtime.worker import Worker
 from ui import theme
 from ui.curves import Curves
 from ui.editor import Editor
+from ui.fields import WheelPasses
 from ui.running import Runner
 from ui.window import BOTTOM, Window
 
@@ -125,6 +126,7 @@ class PlanForm(QScrollArea):
             self._add_number(name, label, count)
         self.numbers["clip_norm"].setSpecialValueText("never")
         self.numbers["patience"].setSpecialValueText("to the end")
+        WheelPasses(*self.choices.values(), *self.numbers.values())
         self.setWidget(body)
         browse.clicked.connect(self.ask)
         self.data.editingFinished.connect(self._take_data)

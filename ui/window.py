@@ -6,19 +6,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QByteArray, QSettings, QSize, Signal
-from PySide6.QtGui import QAction, QCloseEvent, QKeySequence, QResizeEvent
+from PySide6.QtCore import QByteArray, QSettings, QSize, Qt, Signal
+from PySide6.QtGui import QAction, QCloseEvent, QKeyEvent, QKeySequence, QResizeEvent
 from PySide6.QtWidgets import (
+    QAbstractSpinBox,
     QApplication,
     QFileDialog,
     QLabel,
+    QLineEdit,
     QMainWindow,
     QMenu,
     QMessageBox,
+    QPlainTextEdit,
     QToolBar,
     QVBoxLayout,
     QWidget,
 )
+from shiboken6 import isValid
 
 from runtime.errors import Finding, StudioError
 from runtime.graph import Graph
@@ -54,6 +58,7 @@ class Window(QMainWindow):
         self._collector = Collector(self)
         self.runner: Runner
         self._covers: list[QWidget] = []
+        self.may_overwrite: Callable[[Path], bool] = lambda path: True
         self.menus: dict[str, QMenu] = {name: self.menuBar().addMenu(f"&{name}") for name in MENUS}
         self.tools = QToolBar("Tools", movable=False)
         self.tools.setObjectName("tools")
@@ -105,6 +110,10 @@ class Window(QMainWindow):
         self.opening = OpeningBar(middle)
         self.opening.loaded.connect(self._loaded)
         self.closing.connect(self.opening.cancel)
+        # What was being read was to replace the document that was shown then.
+        self.editor.document_changed.connect(self.opening.cancel)
+        self._is_edited_since = False
+        self.editor.edited.connect(self._note_edit)
         layout.insertWidget(0, self.opening)
 
     def add_bar(self, bar: QWidget) -> None:
@@ -130,7 +139,24 @@ class Window(QMainWindow):
     def show_pane(self, title: str) -> None:
         """Brings a pane to the front and gives it the keys."""
         self.panes[title].show()
-        self.panes[title].widget().setFocus()
+        self.panes[title].focus()
+
+    def go_to_pane(self, step: int) -> None:
+        """Gives the keys to the next pane that is in front (or the one before), and to the canvas after the last."""
+        panes = [pane for area in Area for pane in self.sides.sides[area].panes if pane.isVisible()]
+        now = next((index for index, pane in enumerate(panes) if pane.has_focus), len(panes))
+        index = (now + step) % (len(panes) + 1)
+        if index < len(panes):
+            panes[index].focus()
+        else:
+            self.editor.canvas.viewer.setFocus()
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Esc, where nothing else wants it, comes back to the canvas."""
+        if event.key() == Qt.Key.Key_Escape:
+            self.editor.canvas.viewer.setFocus()
+        else:
+            super().keyPressEvent(event)
 
     def keep(self, part: object) -> None:
         """Keeps a part that is no widget for as long as the window lives."""
@@ -141,12 +167,26 @@ class Window(QMainWindow):
     ) -> QAction:
         """Adds a command to a menu and returns it; `commands` has it by its text."""
         action = QAction(text, self)
-        action.triggered.connect(lambda checked=False: call())
+
+        def do() -> None:
+            if call not in (self.editor.undo, self.editor.redo):  # these take back what was before it
+                self.settle()
+            call()
+
+        action.triggered.connect(lambda checked=False: do())
         if shortcut is not None:
             action.setShortcut(QKeySequence(shortcut))
         self.menus[menu].addAction(action)
         self.commands[text] = action
         return action
+
+    def settle(self) -> None:
+        """Takes what is being typed in a field, as if the field were left; the keys stay with it."""
+        focused = QApplication.focusWidget()
+        if isinstance(focused, QLineEdit | QPlainTextEdit | QAbstractSpinBox) and self.isAncestorOf(focused):
+            focused.clearFocus()
+            if isValid(focused):
+                focused.setFocus()
 
     def _order_menus(self, order: Mapping[str, Sequence[str]]) -> None:
         """Puts the actions of menus into an order; lines are drawn where a text is empty."""
@@ -183,6 +223,8 @@ class Window(QMainWindow):
         add("View", "Zoom in", lambda: canvas.viewer.zoom_by(1.25), QKeySequence.StandardKey.ZoomIn)
         add("View", "Zoom out", lambda: canvas.viewer.zoom_by(0.8), QKeySequence.StandardKey.ZoomOut)
         add("View", "Dark theme", self.toggle_theme)
+        add("View", "Next pane", lambda: self.go_to_pane(1), "Ctrl+F6")
+        add("View", "Pane before", lambda: self.go_to_pane(-1), "Ctrl+Shift+F6")
         add("View", "Canvas alone", self.sides.toggle, "F11")
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
@@ -255,6 +297,7 @@ class Window(QMainWindow):
         A large one is read while the window goes on; False then too, until it is there.
         """
         if is_large(path):
+            self._is_edited_since = False
             self.opening.start(path)
             return False
         try:
@@ -272,9 +315,14 @@ class Window(QMainWindow):
         if isinstance(loaded.content, Exception):
             self.tell_error(f"{loaded.path.name} cannot be opened", loaded.content)
             return
+        if self._is_edited_since and not self.is_safe_to_leave():
+            return
         graph, prepared = loaded.content
         self.editor.show(graph, loaded.path, prepared=prepared)
         self._opened(loaded.path, loaded.notes)
+
+    def _note_edit(self, edit: object) -> None:
+        self._is_edited_since = True
 
     def open_safely(self, path: Path) -> None:
         """Opens a file once the current document is safe."""
@@ -293,12 +341,29 @@ class Window(QMainWindow):
         return self.save_to(self.editor.path) if self.editor.path is not None else self.ask_save()
 
     def ask_save(self) -> bool:
-        """Asks for a file and saves to it."""
-        name, _ = QFileDialog.getSaveFileName(self, "Save as", str(self._folder() / f"{self.editor.name}.yaml"), FILES)
-        return bool(name) and self.save_to(Path(name))
+        """Asks for a file and saves to it; a name without an ending is that of a snippet's text."""
+        path = self.editor.path
+        suggested = self._folder() / f"{self.editor.name}.yaml" if path is None else path
+        name, _ = QFileDialog.getSaveFileName(self, "Save as", str(suggested), FILES)
+        if not name:
+            return False
+        chosen = Path(name)
+        if not chosen.suffix:
+            chosen = chosen.with_suffix(".yaml")
+            if chosen.exists() and not self._may_replace(chosen):
+                return False
+        return self.save_to(chosen)
+
+    def _may_replace(self, path: Path) -> bool:
+        """Asks whether a file that is there already may go."""
+        buttons = QMessageBox.StandardButton
+        text = f"{path.name} is there already. Replace it?"
+        return QMessageBox.question(self, "QMoE Studio", text, buttons.Yes | buttons.Cancel) == buttons.Yes
 
     def save_to(self, path: Path) -> bool:
         """Saves to a file; whether that could be done."""
+        if not self.may_overwrite(path):
+            return False
         try:
             notes = self.editor.save(path)
         except StudioError as error:
@@ -312,6 +377,7 @@ class Window(QMainWindow):
 
     def is_safe_to_leave(self) -> bool:
         """Whether the document is saved, or its author says that it need not be."""
+        self.settle()
         if not self.editor.is_changed or (not self.editor.graph.nodes and self.editor.path is None):
             return True
         buttons = QMessageBox.StandardButton

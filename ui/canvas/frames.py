@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,11 @@ from PySide6.QtGui import QColor, QPainter, QPainterPath, QPen
 from PySide6.QtWidgets import (
     QGraphicsObject,
     QInputDialog,
-    QMenu,
     QStyleOptionGraphicsItem,
     QWidget,
 )
 
-from runtime.editing import Frame, frames_of, move_frame, remove_frame, set_frame
+from runtime.editing import Frame, frames_of, move_frame, nodes_in, remove_frame, set_frame
 from runtime.graph import Graph, Set
 from ui import theme
 from ui.editor import Editor
@@ -114,7 +114,13 @@ class FrameItem(QGraphicsObject):
             self._editor.edit(f"Move {frame.title}", lambda: move_frame(graph, frame.id, by.x(), by.y()))
 
     def mouseDoubleClickEvent(self, event: Any) -> None:  # noqa: N802
-        text, accepted = QInputDialog.getText(None, "Comment", "Title", text=self.frame.title)
+        self.ask_title()
+
+    def ask_title(self) -> None:
+        """Asks for another title."""
+        text, accepted = QInputDialog.getText(
+            self._editor.canvas.viewer.window(), "Comment", "Title", text=self.frame.title
+        )
         if accepted:
             self.rename(text)
 
@@ -123,20 +129,14 @@ class FrameItem(QGraphicsObject):
         frame = replace(self.frame, title=title.strip() or "Comment")
         self._editor.edit("Rename a frame", lambda: set_frame(self._editor.graph, frame))
 
-    def contextMenuEvent(self, event: Any) -> None:  # noqa: N802
-        menu = QMenu()
-        for name in COLOURS:
-            menu.addAction(name.capitalize()).setData(name)
-        menu.addSeparator()
-        menu.addAction("Remove the frame").setData("remove")
-        chosen = menu.exec(event.screenPos())
-        if chosen is None:
-            return
-        if chosen.data() == "remove":
-            self._editor.edit("Remove a frame", lambda: remove_frame(self._editor.graph, self.frame.id))
-        else:
-            frame = replace(self.frame, color=str(chosen.data()))
-            self._editor.edit("Colour a frame", lambda: set_frame(self._editor.graph, frame))
+    def colour(self, name: str) -> None:
+        """Gives the frame a colour of `COLOURS`."""
+        frame = replace(self.frame, color=name)
+        self._editor.edit("Colour a frame", lambda: set_frame(self._editor.graph, frame))
+
+    def remove(self) -> None:
+        """Takes the frame away; the nodes in it stay."""
+        self._editor.edit("Remove a frame", lambda: remove_frame(self._editor.graph, self.frame.id))
 
 
 class Frames:
@@ -166,3 +166,14 @@ class Frames:
             else:
                 self.items[id] = FrameItem(self._editor, frame)
                 scene.addItem(self.items[id])
+
+    def at(self, place: QPointF) -> FrameItem | None:
+        """The frame whose title or corner is at a place of the scene."""
+        return next((item for item in self.items.values() if item.contains(item.mapFromScene(place))), None)
+
+    def around(self, nodes: Collection[str]) -> FrameItem | None:
+        """The smallest frame that holds all these nodes."""
+        graph = self._editor.graph
+        found = [frame for frame in frames_of(graph) if nodes and set(nodes) <= set(nodes_in(graph, frame))]
+        smallest = min(found, key=lambda frame: frame.rectangle[2] * frame.rectangle[3], default=None)
+        return self.items.get(smallest.id) if smallest is not None else None

@@ -16,6 +16,7 @@ from NodeGraphQt.base.port import Port
 from PySide6.QtCore import QObject, QPointF, QRectF, QTimer, Signal
 
 from runtime.drawing.scene import Box, arranged, box_of, port_names, positions, stored_position, worst_findings
+from runtime.editing import follow_with_frames, framed_nodes, insert_on_wire
 from runtime.errors import Finding, GraphError, Severity
 from runtime.graph import Add, Cut, Edit, Graph, PortRef, Remove, Set, Wire
 from ui.canvas.items import OUT, NodeItem, PipeItem, PortItem
@@ -441,8 +442,6 @@ class Canvas(QObject):
             self.edit(f"Cut {len(targets)} wires", change)
 
     def _dropped_on_wire(self, pipe: PipeItem, id: str, before: Mapping[NodeItem, Sequence[float]]) -> None:
-        from runtime.editing import insert_on_wire
-
         target = PortRef(pipe.input_port.node.id, pipe.input_port.name)
         pipe.setSelected(False)
 
@@ -504,7 +503,14 @@ class Canvas(QObject):
         if ids is not None and places:
             area = self.area(chosen)
             places = {id: (x + area.left(), y + area.top()) for id, (x, y) in places.items()}
-        self.move(places, "Clean up")
+
+        def change() -> None:
+            self.move({}, "Clean up")  # what has no place is written down where it is shown, for the frames around it
+            framed = framed_nodes(self.graph)
+            self.move(places, "Clean up")
+            follow_with_frames(self.graph, framed)
+
+        self.edit("Clean up", change)
 
     def _free_place(self) -> tuple[float, float]:
         """A place in the middle of what is visible where no node stands."""

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from runtime import Graph, Tensor, load, save
+from runtime import Graph, Tensor, load, reports, save
 from runtime.diff import diff
+from runtime.errors import Cancelled
 from tests.commands import Qmoe, start
 from tests.test_training import DATA as TRAINING_DATA
 from tests.test_training import classifier
@@ -473,3 +475,19 @@ def test_data_that_are_no_inputs_change_nothing(qmoe: Qmoe, tmp_path: Path) -> N
     np.savez(tmp_path / "more.npz", other=np.zeros(3, np.float32))
     words = ["train", "c.yaml", "--data", "c.npz", "--schedule", "cosine", "--epochs", "2", "--threads", "1"]
     assert qmoe(*words).out == qmoe(*words, "--data", "more.npz").out
+
+
+def test_an_interrupt_that_is_lost_ends_the_work_all_the_same() -> None:
+    """Python drops an exception that comes while it collects garbage: here, nobody raises it at all."""
+
+    def work(cancel: threading.Event) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancel.wait(30)
+        raise Cancelled("The run was cancelled.")
+
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            reports.watched(work)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -182,12 +182,8 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path, tokens: Path) -> None:
     while time.monotonic() < end and not (parts / "fc2_scales").exists():
         time.sleep(0.01)
     time.sleep(0.5)
-    try:
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
-    except subprocess.TimeoutExpired:  # Python loses an interrupt that comes while it collects garbage
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on from there" in err and "Interrupted." in err
     assert parts.is_dir() and not (tmp_path / "x.yaml").exists()
 

@@ -16,7 +16,7 @@ from runtime.arrays import read_arrays
 from runtime.errors import FileError, Finding, GraphError
 from runtime.files import check_destination, save
 from runtime.graph import Graph
-from runtime.reports import console, errors, opened
+from runtime.reports import console, errors, interrupting, opened
 from runtime.training.curve import save_curve
 from runtime.training.evaluation import Metric
 from runtime.training.export import save_step
@@ -138,15 +138,10 @@ def _run(trainer: Trainer, quiet: bool) -> Graph:
                 console.print(f"epoch {shown:>3}  {numbers}", markup=False)
 
     def run(report: Any) -> Graph:
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(trainer.run, report, cancel)
-            try:
-                graph = running.result()
-            except KeyboardInterrupt:
-                cancel.set()
-                raise
-            tell()
-            return graph
+        with interrupting(cancel), ThreadPoolExecutor(1) as pool:
+            graph = pool.submit(trainer.run, report, cancel).result()
+        tell()
+        return graph
 
     if not errors.is_terminal:
         return run(lambda progress: tell())

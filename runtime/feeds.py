@@ -8,6 +8,7 @@ In a document, an Input node's `layout` says it: `source: {file: digits.npz}`, `
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from runtime.arrays import FORMS, read_arrays
+from runtime.atomic import replacing
 from runtime.errors import FileError, Finding, GraphError
 from runtime.graph import ABSENT, Graph, PortRef
 from runtime.guard import input_names
@@ -26,6 +28,8 @@ DEFAULT_SIZE = 8
 MOST_TYPED = 4096
 """Numbers that a document may hold for an input; more belong into a file."""
 LARGEST_SIZE = 2**31 - 1
+BROUGHT_ALONG = 64 << 20
+"""Bytes of a file of inputs up to which it follows a document into another folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,32 @@ def set_source(graph: Graph, id: str, source: Source) -> None:
     with graph.transaction(f"Set the values of {id}"):
         graph.set(id, "source", stored, section="layout")
         source_of(graph, id)
+
+
+def bring_along(graph: Graph, before: Path | None, folder: Path) -> tuple[list[str], list[str]]:
+    """Copies the files that inputs name from the folder that the document was in to that which it is in now.
+
+    Returns the names of those that were copied, and of those that are not there: large ones are not copied. A file that
+    is there already stays. FileError if one cannot be written.
+    """
+    copied: list[str] = []
+    missing: list[str] = []
+    for id, state in graph.nodes.items():
+        try:
+            source = source_of(graph, id) if state.type == "Input" else Source()
+            if not source.file or source.place(folder).exists():
+                continue
+            old = None if before is None else source.place(before)
+        except GraphError:
+            continue
+        new = folder / source.file
+        if old is None or not old.is_file() or old.stat().st_size > BROUGHT_ALONG or not new.parent.is_dir():
+            missing.append(source.file)
+            continue
+        with old.open("rb") as given, replacing(new) as file:
+            shutil.copyfileobj(given, file)
+        copied.append(source.file)
+    return sorted(copied), sorted(set(missing))
 
 
 def sizes_of(graph: Graph) -> dict[str, int]:

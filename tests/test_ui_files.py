@@ -260,3 +260,21 @@ def test_a_file_that_was_removed_meanwhile_can_be_written_again(windows: list[Wi
     bar = window.findChild(DiskBar)
     assert bar is not None and bar.isVisible() and "no longer there" in bar.label.text()
     assert window.save() and path.exists() and not bar.isVisible()
+
+
+def test_what_inputs_read_follows_a_document_into_another_folder(windows: list[Window], tmp_path: Path) -> None:
+    window = Window()
+    windows.append(window)
+    window.editor.open(snippets_folder() / "digits_moe.yaml")
+    assert window.save_to(tmp_path / "mine.yaml")
+    data = "digits_moe.data.npz"
+    assert (tmp_path / data).read_bytes() == (snippets_folder() / data).read_bytes() and data in window._say.text()
+    (tmp_path / data).unlink()
+    (tmp_path / "other").mkdir()
+    assert window.save_to(tmp_path / "other" / "mine.yaml")
+    assert data in window._say.text() and "not there" in window._say.text()
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / data).write_bytes(b"mine")
+    (tmp_path / "other" / data).write_bytes(b"theirs")
+    assert window.save_to(tmp_path / "third" / "mine.yaml")
+    assert (tmp_path / "third" / data).read_bytes() == b"mine"

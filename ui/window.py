@@ -25,6 +25,7 @@ from PySide6.QtWidgets import (
 from shiboken6 import isValid
 
 from runtime.errors import Finding, StudioError
+from runtime.feeds import bring_along
 from runtime.graph import Graph
 from ui import theme
 from ui.collecting import Collector
@@ -364,12 +365,19 @@ class Window(QMainWindow):
         """Saves to a file; whether that could be done."""
         if not self.may_overwrite(path):
             return False
+        before = self.editor.path
         try:
             notes = self.editor.save(path)
+            copied, missing = bring_along(self.editor.graph, before.parent if before is not None else None, path.parent)
         except StudioError as error:
             self.tell_error(f"{path.name} cannot be saved", error)
             return False
-        self.say(f"Saved {path}." + "".join(f" {note}" for note in notes))
+        told = [f"Saved {path}.", *map(str, notes)]
+        if copied:
+            told.append(f"Copied what inputs read there too: {', '.join(copied)}.")
+        if missing:
+            told.append(f"Inputs read {', '.join(missing)}, which is not there: put it beside the document.")
+        self.say(" ".join(told))
         return True
 
     def _folder(self) -> Path:

@@ -12,7 +12,7 @@ import numpy as np
 
 from qmoe_node.activations import activate, activate_gradient
 from qmoe_node.kernel import Share, by_expert, project, quiet, route_tokens, threads_for
-from qmoe_node.kernel_weights import tiles
+from qmoe_node.kernel_weights import tile_height, tiles
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.parallel import in_order
 from qmoe_node.routing import route_gradient
@@ -103,7 +103,7 @@ def _as_port(port: str, gradient: np.ndarray, given: np.ndarray) -> np.ndarray:
     if port.endswith("experts_weights"):
         return gradient
     narrow = given.dtype.itemsize == 1
-    return gradient.reshape(given.shape).astype(np.float32 if narrow else given.dtype)
+    return gradient.reshape(given.shape).astype(np.float32 if narrow else given.dtype, copy=False)
 
 
 def _pull(
@@ -114,17 +114,21 @@ def _pull(
     On the way the gradient of W, g^T x, goes into `sums`.
     """
     result = np.zeros((len(x), projection.columns), np.float32)
+    part = np.empty_like(result)
     followed = sums.follows(projection)
     if not (needed or followed):
         return result
     unpacked = Tiles(projection, inputs, expert)
     arranged = unpacked.arranged(x) if followed else x
+    transposed = np.ascontiguousarray(g.T) if followed else g.T
+    room = np.empty((min(tile_height(projection), projection.rows), projection.columns), np.float32)
     for start, stop in tiles(projection):
         values = unpacked.values(start, stop)
         if followed:
-            sums.weights(projection, expert, start, g[:, start:stop].T @ arranged, values, unpacked)
+            gradient = np.matmul(transposed[start:stop], arranged, out=room[: stop - start])
+            sums.weights(projection, expert, start, gradient, values, unpacked)
         if needed:
-            result += g[:, start:stop] @ unpacked.scaled(values, start)
+            result += np.matmul(g[:, start:stop], unpacked.scaled(values, start), out=part)
     return unpacked.restored(result) if needed else result
 
 

@@ -87,11 +87,13 @@ def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) ->
 
 def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
     """W x + b of one expert: float32 [t, rows] from `tokens` float32 [t, columns]."""
-    result = np.empty((len(tokens), projection.rows), np.float32)
     unpacked = Tiles(projection, inputs, expert)
-    arranged = unpacked.arranged(tokens)
+    # Weights on the left: with few tokens up to twice as fast as tokens on the left.
+    transposed = np.ascontiguousarray(unpacked.arranged(tokens).T)
+    products = np.empty((projection.rows, len(tokens)), np.float32)
     for start, stop in tiles(projection):
-        np.matmul(arranged, unpacked.weights(start, stop).T, out=result[:, start:stop])
+        np.matmul(unpacked.weights(start, stop), transposed, out=products[start:stop])
+    result = np.ascontiguousarray(products.T)
     bias = inputs.get(projection.port("experts_bias"))
     if bias is not None:
         result += bias[expert].astype(np.float32)

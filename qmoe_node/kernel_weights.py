@@ -9,8 +9,8 @@ import numpy as np
 from qmoe_node.layer import FLOAT_LAYOUTS, Projection
 from qmoe_node.packing import E2M1, codes_of, dequantize, scale, scale_squares, unpack, zero_points
 
-TILE_ELEMENTS = 1 << 20
-"""How many weights are held as float32 at once, at most (4 MiB), however large the layer."""
+TILE_ELEMENTS = 1 << 18
+"""How many weights a tile has at most, unless its rows are longer: as float32 (1 MiB) it stays in the cache."""
 TILE_ROWS = 16
 """Tiles start at a multiple of this, so that no layout is cut within a byte or a group of rows."""
 
@@ -19,9 +19,14 @@ Arrays = Mapping[str, np.ndarray]
 
 def tiles(projection: Projection) -> Iterator[tuple[int, int]]:
     """(first row, row after the last) of the tiles in which a projection's weights are dequantized."""
-    height = max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
+    height = tile_height(projection)
     for start in range(0, projection.rows, height):
         yield start, min(start + height, projection.rows)
+
+
+def tile_height(projection: Projection) -> int:
+    """How many rows a tile has, but for the last one."""
+    return max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
 
 
 def expert_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +16,15 @@ from runtime.node import FLOATS, In, Inference, Node, NodeContext, Out, Paramete
 from runtime.types import ElementType, TensorType
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from runtime.gradients.expressions import Expr
     from runtime.gradients.walk import Call
 
+WORTH_BYTES = 1 << 19
+"""Packed bytes of the first weights of all experts, from which on the NumPy kernel is faster (1.02 to 5 times, measured
+with 98 thousand to 100 million weights and 16 to 1,024 tokens) and needs less memory."""
+LARGE = "its gradient is faster there for a layer of this size, and needs less memory"
 NARROW = (ElementType.FLOAT8E4M3FN, ElementType.FLOAT8E8M0)
 
 
@@ -87,6 +94,13 @@ class QMoEGrad(Node):
         return tuple(found[port] for port in wrt)
 
     @staticmethod
+    def numpy_pays(node: ir.Node) -> str:
+        """The rewrite unpacks expert by expert in ONNX Runtime's memory, one operator after the other."""
+        weights = node.inputs[PACKED] if len(node.inputs) > PACKED else None
+        shape = None if weights is None or weights.shape is None else weights.shape.numpy()
+        return LARGE if shape is not None and math.prod(shape) >= WORTH_BYTES else ""
+
+    @staticmethod
     def lower(site: Any, exact: bool) -> None:
         """Rewrites the node for ONNX Runtime; see `qmoe_node.portable_backward.lower`."""
         from qmoe_node.portable_backward import lower
@@ -99,6 +113,9 @@ class QMoEGrad(Node):
         from qmoe_node.portable_backward import expand
 
         expand(site)
+
+
+PACKED = [port.name for port in QMoEGrad.inputs].index("fc1_experts_weights")
 
 
 def of_forward(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,9 @@ class Node:
     outputs as expressions (`runtime.gradients.expressions`). Such a node needs no kernel and no gradient of its own."""
     lower: ClassVar[Callable[..., Any] | None] = None
     """Rewrite for ONNX Runtime's CPU kernels (see `runtime.lowering`), or None if the node runs as it is."""
+    numpy_pays: ClassVar[Callable[..., str] | None] = None
+    """Why a node should run in its NumPy kernel although ONNX Runtime's CPU could run its rewrite, `(node: ir.Node)`;
+    empty if it should not. Or None, which stands for never."""
     expand: ClassVar[Callable[..., Any] | None] = None
     """Rewrite into standard ONNX operators (see `runtime.lowering`), or None."""
     gradient: ClassVar[Callable[..., Any] | None] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,8 +139,9 @@ class Session:
 
     @property
     def findings(self) -> list[Finding]:
-        """Warnings and notes: those of `check`, and what the backend has to say about kernels and precision."""
-        return self._checks + (list(self._current.engine.placement.findings) if self._current is not None else [])
+        """Warnings and notes: those of `check`, and what the backend has to say about kernels and precision, in the
+        backward passes too that were made so far."""
+        return self._checks + (self._current.findings() if self._current is not None else [])
 
     def forward(
         self,
@@ -186,7 +188,7 @@ class Session:
         if prepared.guard.is_needed and prepared.guard.check(feeds):
             prepared.rebuild()
         if not probes and not (check_numerics or times) and progress is None and cancel is None:
-            names = self._wanted + prepared.keeps
+            names = tuple(dict.fromkeys(self._wanted + prepared.keeps))
             results = prepared.engine.run(feeds, names, _UNOBSERVED)
             if prepared.keeps:
                 prepared.kept = feeds, dict(zip(names, results, strict=True))
@@ -237,7 +239,7 @@ class Session:
         if progress is not None:
             progress(control.total, control.total, "")
         results = {name: found[name] for name in names}
-        norms = {name: float(np.linalg.norm(g.astype(np.float64).ravel())) for name, g in results.items()}
+        norms = {name: _length(gradient) for name, gradient in results.items()}
         self.last_run = Run(control.times or {}, {str(probe): found[probe] for probe in asked}, kept, norms)
         return results
 
@@ -307,6 +309,13 @@ def seed(name: str, given: Any, output: np.ndarray) -> np.ndarray:
             name, "", f"Its gradient must have its shape, {list(output.shape)}; {list(array.shape)} came.", code="shape"
         )
     return np.array(np.broadcast_to(array, output.shape), output.dtype)
+
+
+def _length(array: np.ndarray) -> float:
+    """The Euclidean length, summed in float64, in pieces that stay in the cache."""
+    flat, step = array.reshape(-1), 1 << 15
+    pieces = (flat[start : start + step].astype(np.float64) for start in range(0, flat.size, step))
+    return math.sqrt(sum(float(piece @ piece) for piece in pieces))
 
 
 _UNOBSERVED = Control()
@@ -387,6 +396,11 @@ class _Prepared:
             found = plan.gradients.get(name)
             results[place] = np.zeros_like(self._value(name, feeds)) if found is None else values[found]
         return results, {node: sum(kept[name].nbytes for name in group) for node, group in plan.kept.items() if group}
+
+    def findings(self) -> list[Finding]:
+        """What the backend has to say of all passes."""
+        engines = [self.engine, *(engine for _, engine in self._backwards.values())]
+        return list(dict.fromkeys(finding for engine in engines for finding in engine.placement.findings))
 
     def _prepare_backward(self, outputs: Sequence[str], wanted: Sequence[str]) -> tuple[Backward, _Engine]:
         from runtime.backends.onnxruntime import inline_functions

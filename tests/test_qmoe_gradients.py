@@ -622,3 +622,30 @@ def test_scales_that_another_node_computes_leave_the_backward_pass_with_onnx_run
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     ((_, engine),) = session._current._backwards.values()
     assert engine.placement.backends["moe"] == "onnxruntime"
+
+
+def test_the_gradient_of_a_large_layer_runs_in_numpy_and_says_so(monkeypatch):
+    inputs, attributes = make_layer(experts=4, hidden=512, inter=512, block_size=32)
+    graph = graph_of(inputs, attributes)
+    made = []
+    original = onnxruntime.InferenceSession
+
+    def counted(*arguments, **keywords):
+        made.append(arguments)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", counted)
+    session = Session(graph, "onnxruntime")
+    feeds = {name: inputs[name] for name in ("input", "router_probs")}
+    session.forward(feeds)
+    found = session.backward({"y": upstream_of(inputs)}, ["input", "router_probs", "fc1_scales", "fc2_scales"])
+    session.forward(feeds)
+    assert len(made) == 1, "the backward pass reads the graph's inputs only"
+    assert session.placement == {"moe": "onnxruntime"}
+    assert [(finding.node, finding.code) for finding in session.findings] == [("moe", "on-numpy")]
+    monkeypatch.setattr(QMoEGrad, "numpy_pays", None)
+    rewritten = Session(graph, "onnxruntime")
+    rewritten.forward(feeds)
+    for name, expected in rewritten.backward({"y": upstream_of(inputs)}, list(found)).items():
+        assert np.abs(found[name] - expected).max() <= 1e-5 * np.abs(expected).max(), name
+    assert not rewritten.findings

@@ -58,20 +58,24 @@ _USUAL = 2
 """ONNX Runtime's own log level: warnings too."""
 
 
+CPU = ("CPUExecutionProvider",)
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How sessions are made."""
+    """How sessions are made. `spins`: whether threads wait awake for the next run, or give the cores back at once."""
 
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = CPU
     threads: int = 0
     precision: Literal["exact", "fast"] = "exact"
     as_is: bool = False
+    spins: bool = True
 
 
 def check_providers(wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The providers to use; GraphError if the installed ONNX Runtime lacks one."""
     if wanted is None:
-        return ("CPUExecutionProvider",)
+        return CPU
     available = onnxruntime.get_available_providers()
     missing = [provider for provider in wanted if provider not in available]
     if missing:
@@ -202,6 +206,8 @@ class NativePiece:
         if self._options.precision == "exact" and not self._options.as_is:
             # DequantizeLinear followed by MatMul becomes MatMulNBits, by default with activations rounded to 8 bits.
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        if not self._options.spins:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile

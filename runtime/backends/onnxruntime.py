@@ -1,8 +1,9 @@
-"""The fast backend: ONNX Runtime sessions for all that they can run, NumPy kernels for what is left."""
+"""The fast backend: ONNX Runtime sessions for what they can run, NumPy kernels for what is left, or faster."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ import onnx_ir.passes.common as passes
 from runtime import catalog, guard
 from runtime.backends.control import Control, Placement, document_node, operator_name
 from runtime.backends.deviations import deviations
-from runtime.backends.native import NativePiece, Options
+from runtime.backends.native import CPU, NativePiece, Options
 from runtime.backends.numpy import Program, Values, array_of, read_by
 from runtime.backends.partition import Piece, extract, partition, sorted_inputs
 from runtime.errors import Finding, GraphError, Severity
@@ -74,6 +75,10 @@ class Engine:
                     "as-is",
                 )
             return "its subgraph holds a node that must be checked right before it runs"
+        if not self._options.as_is:
+            reason = why_numpy_pays(node, self._opsets, self._options)
+            if reason:
+                return reason
         node_type = catalog.find(operator_name(node), self._opsets)
         lacks_kernel = node_type is not None and not node_type.cpu_kernel and node_type.lower is None
         if lacks_kernel and not self._options.as_is and self._numpy_can(node):
@@ -126,8 +131,10 @@ class Engine:
         )
 
     def _native(self, piece: Piece) -> NativePiece:
+        # What runs in NumPy next needs the cores.
+        options = replace(self._options, spins=all(other.native for other in self._pieces))
         try:
-            return NativePiece(extract(self._model, piece), self._options, self.placement)
+            return NativePiece(extract(self._model, piece), options, self.placement)
         except GraphError as error:
             refused = {finding.node: finding.message for finding in error.findings if finding.node}
             refused = refused or self._refused_alone(piece)
@@ -225,6 +232,14 @@ class Engine:
         keep = [self._made[name] for name in asked]
         program.run(values, set(keep), control, top=True)
         return [values[value] for value in keep]
+
+
+def why_numpy_pays(node: ir.Node, opsets: Mapping[str, int], options: Options) -> str:
+    """Why a node is better computed by its NumPy kernel than by ONNX Runtime's CPU; empty if it is not."""
+    node_type = catalog.find(operator_name(node), opsets)
+    if node_type is None or node_type.numpy_pays is None or options.providers != CPU:
+        return ""
+    return node_type.numpy_pays(node)
 
 
 def inline_functions(model: ir.Model) -> None:

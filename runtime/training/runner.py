@@ -21,8 +21,9 @@ class _Engine(Protocol):
 class StepRunner:
     """A training step with its carried tensors.
 
-    On "onnxruntime" these stay ONNX Runtime's own values; if there is a node that it cannot run, NumPy kernels run it
-    in between, and `is_whole` is false. GraphError if there is a node that nothing can run.
+    On "onnxruntime" these stay ONNX Runtime's own values; if there is a node that it cannot run, or that NumPy runs
+    faster, NumPy kernels run it in between, and `is_whole` is false. GraphError if there is a node that nothing can
+    run.
     """
 
     def __init__(
@@ -41,13 +42,18 @@ class StepRunner:
         else:
             from runtime.backends.native import NativePiece, Options
             from runtime.backends.onnxruntime import Engine as NativeEngine
+            from runtime.backends.onnxruntime import why_numpy_pays
 
             options = Options(threads=threads or 0)
-            try:
-                self._piece = NativePiece(step.model.clone(), options, Placement())
-                self.is_whole = True
-            except GraphError:
-                self._engine = NativeEngine(step.model.clone(), options, frozenset())
+            model = step.model
+            self.is_whole = not any(why_numpy_pays(node, model.opset_imports, options) for node in model.graph)
+            if self.is_whole:
+                try:
+                    self._piece = NativePiece(model.clone(), options, Placement())
+                except GraphError:
+                    self.is_whole = False
+            if not self.is_whole:
+                self._engine = NativeEngine(model.clone(), options, frozenset())
         self._values: dict[str, Any] = {}
         self.restore({name: tensor.array() for name, tensor in step.carried.items()})
 

@@ -74,7 +74,7 @@ def figures(quick: bool) -> Iterator[Figure]:
             yield Figure(what, figure.ours, "ms", figure.spread, figure.peer, "ours", target, "peer: python -c ''")
         yield _overhead()
         yield from _checks()
-        yield from _opening(folder, quick)
+        yield from _opening(folder, environment, quick)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -120,15 +120,15 @@ def _checks() -> Iterator[Figure]:
     yield beside("check after a cut, and after a wire", cut_and_wire, compared="ours", target=40, least=20, long=1.0)
 
 
-def _opening(folder: Path, quick: bool) -> Iterator[Figure]:
+def _opening(folder: Path, environment: dict[str, str], quick: bool) -> Iterator[Figure]:
     """From a file to the first result, each in a process of its own, in turn."""
     graph = layer()
     save(graph, folder / "layer.yaml")
     onnx_ir.save(compile_graph(graph).model, folder / "layer.onnx", external_data="layer.data")
     ours, theirs = [], []
-    for _ in range(3 if quick else 5):
-        ours.append(in_a_process(OURS, str(folder / "layer.yaml")))
-        theirs.append(in_a_process(THEIRS, str(folder / "layer.onnx")))
+    for _ in range(3 if quick else 9):
+        ours.append(in_a_process(OURS, str(folder / "layer.yaml"), environment=environment))
+        theirs.append(in_a_process(THEIRS, str(folder / "layer.onnx"), environment=environment))
     middle = len(ours) // 2
     times = [sorted(run["seconds"] for run in runs)[middle] * 1e3 for runs in (ours, theirs)]
     memory = [sorted(run["anonymous"] for run in runs)[middle] / 2**20 for runs in (ours, theirs)]

@@ -29,6 +29,8 @@ READ_BY_KERNELS_ONLY = frozenset(
     ("com.microsoft", operator) for operator in ("QMoE", "MatMulNBits", "GatherBlockQuantized")
 )
 """Operators whose quantized weights no optimization of ONNX Runtime looks at."""
+MIXTURES = frozenset({("com.microsoft", "QMoE")})
+"""Operators of which it looks at no input."""
 
 
 def is_foreign(element: ElementType) -> bool:
@@ -123,12 +125,13 @@ def _is_left_alone(value: ir.Value, varying: Set[ir.Value]) -> bool:
     """Whether ONNX Runtime reads an initializer in kernels only, as the value that it is given.
 
     It folds constants and fuses nodes with what the file says. It does so with nothing that holds quantized weights,
-    as long as another input of the node is no constant.
+    nor with any input of QMoE, as long as another input of the node is no constant.
     """
-    if value.dtype is None or value.dtype.is_floating_point() or not value.uses():
+    if value.dtype is None or not value.uses():
         return False
+    operators = MIXTURES if value.dtype.is_floating_point() else READ_BY_KERNELS_ONLY
     return all(
-        (use.node.domain, use.node.op_type) in READ_BY_KERNELS_ONLY and not varying.isdisjoint(use.node.inputs)
+        (use.node.domain, use.node.op_type) in operators and not varying.isdisjoint(use.node.inputs)
         for use in value.uses()
     )
 

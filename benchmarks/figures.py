@@ -111,12 +111,15 @@ def beside(
     )
 
 
-def in_a_process(program: str, *words: str, environment: dict[str, str] | None = None) -> dict[str, float]:
+def in_a_process(
+    program: str, *words: str, environment: dict[str, str] | None = None, python: Path | None = None
+) -> dict[str, float]:
     """What a Python program prints as JSON, and the most memory that it took, in bytes: "memory" and "anonymous".
 
-    The program is run in the folder that this one runs in; "anonymous" leaves out pages of files.
+    Without the text of a `program` the first of the words is its file. It is run in the folder that this one runs in,
+    by another `python` if need be; "anonymous" leaves out pages of files.
     """
-    command = [sys.executable, "-c", program, *words]
+    command = [str(python or sys.executable), *(["-c", program] if program else []), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     most = {"VmRSS": 0, "RssAnon": 0}
 

@@ -1,4 +1,4 @@
-"""The layer that is measured: a block of gpt-oss-20b, 32 experts of 2880 x 2880, k = 4, with random codes."""
+"""The layer that is measured: a block of gpt-oss-20b, 32 experts of 2880 x 2880, k = 4, with random codes and biases."""
 
 from __future__ import annotations
 
@@ -77,9 +77,10 @@ def layer(variant: Variant = Variant(), *, trained: bool = False) -> Graph:
             packed = -(-blocks * variant.bits // 8) if variant.block_size else -(-rows * variant.bits // 8)
             shape = (variant.experts, rows, packed) if variant.block_size else (variant.experts, packed)
             arrays["zero_points"] = random.integers(0, 256, shape, np.uint8)
+        arrays["experts_bias"] = random.standard_normal((variant.experts, rows), np.float32) / 10
         for what, array in arrays.items():
             own: dict[str, object] = {"tensor": Tensor.from_array(array)}
-            if trained and what == "scales":
+            if trained and what in ("scales", "experts_bias"):
                 own["training_type"] = "trainable weight"
             graph.add("Initializer", f"{name}_{what}", parameters=own)
             graph.wire(f"{name}_{what}.value", f"moe.{name}_{what}")

@@ -1,4 +1,4 @@
-"""The layer that is measured: a block of gpt-oss-20b, 32 experts of 2880 x 2880, k = 4, with random codes and biases."""
+"""The layer that is measured: a block of gpt-oss-20b, 32 experts of 2880 x 2880, k = 4, all numbers random."""
 
 from __future__ import annotations
 

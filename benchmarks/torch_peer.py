@@ -45,9 +45,9 @@ def layer(folder, form):
     What belongs to one expert is a leaf of its own: slices of one leaf would each have a gradient as large as it all.
     """
     x, router, upstream = read(folder, "x", "router", "upstream")
-    codes = list(zip(*(codes.unbind() for codes in read(folder, "fc1_codes", "fc2_codes"))))
-    scales = list(zip(*(scales.unbind() for scales in read(folder, "fc1_scales", "fc2_scales"))))
-    biases = list(zip(*(biases.unbind() for biases in read(folder, "fc1_bias", "fc2_bias"))))
+    codes = list(zip(*(codes.unbind() for codes in read(folder, "fc1_codes", "fc2_codes")), strict=True))
+    scales = list(zip(*(scales.unbind() for scales in read(folder, "fc1_scales", "fc2_scales")), strict=True))
+    biases = list(zip(*(biases.unbind() for biases in read(folder, "fc1_bias", "fc2_bias")), strict=True))
     block = 2 * codes[0][0].shape[1] // scales[0][0].shape[1]
     unpack = by_table if form == "table" else by_shifts
 
@@ -62,7 +62,7 @@ def layer(folder, form):
         return mlp(t, dequantized(c1, s1), dequantized(c2, s2), b1, b2)
 
     if form == "resident":
-        weights = [tuple(map(dequantized, *own)) for own in zip(codes, scales)]
+        weights = [tuple(map(dequantized, *own)) for own in zip(codes, scales, strict=True)]
         trained = weights
 
         def expert(e, t):

@@ -13,9 +13,9 @@ import numpy as np
 
 from qmoe_node.layer import Layer, Projection
 from qmoe_node.relayout import Blocks, blocks_of, halved
-from qmoe_node.standard import activate, as_float, choose, mixing_weights
+from qmoe_node.standard import activate, as_float, by_expert, choose, mixing_weights
 from runtime.tensors import Tensor
-from runtime.types import ElementType, TensorType
+from runtime.types import TensorType
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -32,29 +32,22 @@ def write_grouped(
     router_weights = _router_input(site, "router_weights") if "router_weights" in site.inputs else None
     choice = choose(site, layer.settings, logits, router_weights)
     weights = mixing_weights(site, layer.settings, choice)
-    flat = site.op("Reshape", [choice.indices, site.literal([-1], np.int64)])
-    count = site.op("Shape", [flat])
-    chosen, order = site.ops("TopK", [flat, count], 2, axis=0, largest=0, sorted=1)
-    every = site.literal(np.arange(layer.experts)[:, None], np.int64)
-    matches = site.op("Cast", [site.op("Equal", [every, flat])], to=int(ElementType.INT64))
-    counts = site.op("ReduceSum", [matches, site.literal([1], np.int64)], keepdims=0)
-    sorted_tokens = site.op("Gather", [tokens, site.op("Div", [order, k])], axis=0)
+    groups = by_expert(site, layer, choice.indices)
+    sorted_tokens = site.op("Gather", [tokens, site.op("Div", [groups.order, k])], axis=0)
 
     def project(projection: Projection, values: ir.Value) -> ir.Value:
         blocks = blocks_of(layer, projection, arrays)
         if exact and blocks.bits == 8 and projection.columns % blocks.block_size == 0:
             blocks = halved(blocks)
             values = site.op("Concat", [values, values], axis=1)
-        parts = site.ops("Split", [values, counts], layer.experts, axis=0)
-        return _project(site, projection, blocks, parts, chosen, exact)
+        parts = site.ops("Split", [values, groups.counts], layer.experts, axis=0)
+        return _project(site, projection, blocks, parts, groups.experts, exact)
 
     first = project(layer.fc1, sorted_tokens)
     third = None if layer.fc3 is None else project(layer.fc3, sorted_tokens)
     outputs = project(layer.fc2, activate(site, layer, first, third))
 
-    bounds = [site.literal(0, np.int64), site.op("Squeeze", [count]), site.literal(1, np.int64)]
-    place = site.op("ScatterElements", [order, order, site.op("Range", bounds)], axis=0)
-    outputs = site.op("Gather", [outputs, place], axis=0)
+    outputs = site.op("Gather", [outputs, groups.place], axis=0)
     shape = site.op("Concat", [site.op("Shape", [weights]), site.literal([layer.hidden], np.int64)], axis=0)
     outputs = site.op("Reshape", [outputs, shape])
     shares = site.op("Unsqueeze", [weights, site.literal([1], np.int64)])

@@ -57,10 +57,23 @@ def lower(site: Site, exact: bool) -> None:
             site.findings.append(_rounded(site))
     else:
         check_opset(site)
-        mixed = write_layer(site, layer, tokens, operands_of(site))
+        mixed = _without_kernel(site, layer, tokens)
     if flat:
         mixed = in_shape_of(site, mixed, x)
     site.replace(cast_back(site, mixed, x, element))
+
+
+def _without_kernel(site: Site, layer: Layer, tokens: ir.Value) -> ir.Value:
+    """The layer in standard operators."""
+    from qmoe_node.standard_gradient import expression
+    from qmoe_node.standard_grouped import Grouped, is_small
+    from runtime.gradients.expressions import Formulas
+
+    operands = operands_of(site)
+    if not is_small(layer):
+        return write_layer(site, layer, tokens, operands)
+    op = Formulas(site, {"": site.opset})
+    return Grouped(op, layer, operands, expression(op, tokens)).forward().value
 
 
 def _rounded(site: Site) -> Finding:

@@ -18,6 +18,7 @@ from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.portable import DOMAIN, check_opset, is_read, layer_at, operands_of
 from qmoe_node.standard import activate, as_float, cast_back, choose, in_shape_of, mixing_weights
 from qmoe_node.standard_gradient import activate_gradient, expression, number, route_gradient, row_sum
+from qmoe_node.standard_grouped import Grouped, is_small
 from qmoe_node.standard_weights import (
     Operand,
     block_sums,
@@ -42,7 +43,8 @@ def lower(site: Site) -> None:
     """Replaces a QMoEGrad node by standard operators. GraphError if the shapes of its weights are not known."""
     layer = layer_at(site)
     check_opset(site)
-    site.replace(*_write(site, layer, operands_of(site), site.attributes["wrt"]))
+    operands, wrt = operands_of(site), list(site.attributes["wrt"])
+    site.replace(*_write(site, layer, operands, wrt, at_once=is_small(layer)))
 
 
 def expand(site: Site) -> None:
@@ -68,11 +70,23 @@ def expand(site: Site) -> None:
     site.replace(*site.ops(name, inputs, len(wrt), domain=DOMAIN, name=site.node.name or ""))
 
 
-def _write(tape: Tape, layer: Layer, operands: Mapping[str, Operand], wrt: Sequence[str]) -> list[ir.Value]:
-    """The gradients of the inputs in `wrt`, each in its input's shape and type; see `QMoEGrad`."""
+def _write(
+    tape: Tape, layer: Layer, operands: Mapping[str, Operand], wrt: Sequence[str], at_once: bool = False
+) -> list[ir.Value]:
+    """The gradients of the inputs in `wrt`, each in its input's shape and type; see `QMoEGrad`.
+
+    `at_once`: experts not one after the other, for layers that are small.
+    """
     op = Formulas(tape, {"": tape.opset})
     results = []
-    gradients = _Backward(op, layer, operands, wrt).gradients()
+    if at_once:
+        tokens, upstream = (_rows(op, layer, operands[port]) for port in ("input", "output_gradient"))
+        gradients = Grouped(op, layer, operands, tokens).gradients(upstream, wrt)
+        for port in wrt:
+            if port not in gradients:  # a tensor that the layer does not read
+                gradients[port] = op.Expand(number(op, 0), op.Shape(Expr(op, operands[port].value)))
+    else:
+        gradients = _Backward(op, layer, operands, wrt).gradients()
     for port in wrt:
         gradient, operand = gradients[port].value, operands[port]
         if port == "input":
@@ -84,6 +98,12 @@ def _write(tape: Tape, layer: Layer, operands: Mapping[str, Operand], wrt: Seque
             gradient = cast_back(tape, gradient, operand.value, operand.element)
         results.append(gradient)
     return results
+
+
+def _rows(op: Formulas, layer: Layer, operand: Operand) -> Expr:
+    """Tokens, or their gradients, as float32 [T, hidden]."""
+    tokens = as_float(op.tape, operand.value, operand.element)
+    return expression(op, reshape(op.tape, tokens, -1, layer.hidden))
 
 
 Rows: TypeAlias = "dict[str, tuple[Expr, tuple[int, ...]]]"
@@ -106,13 +126,8 @@ class _Backward:
         self.layer = layer
         self.operands = {port: readable(op.tape, operand) for port, operand in operands.items()}
         self.wrt = wrt
-        self.tokens = self._rows("input")
-        self.upstream = self._rows("output_gradient")
-
-    def _rows(self, port: str) -> Expr:
-        operand = self.operands[port]
-        tokens = as_float(self.op.tape, operand.value, operand.element)
-        return expression(self.op, reshape(self.op.tape, tokens, -1, self.layer.hidden))
+        self.tokens = _rows(op, layer, self.operands["input"])
+        self.upstream = _rows(op, layer, self.operands["output_gradient"])
 
     def _float(self, port: str) -> Expr | None:
         operand = self.operands.get(port)

@@ -65,6 +65,30 @@ def choose(tape: Tape, settings: Settings, logits: ir.Value, router_weights: ir.
     return Choice(indices, tape.op("GatherElements", [router_weights, indices], axis=1), unordered)
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The S = T k choices sorted by expert: whose they are (`experts`), which they are of all (`order`), how many each
+    expert has (`counts` [E]), and where each one is now (`place`); int64 [S] but for the counts."""
+
+    experts: ir.Value
+    order: ir.Value
+    counts: ir.Value
+    place: ir.Value
+
+
+def by_expert(tape: Tape, layer: Layer, indices: ir.Value) -> Groups:
+    """Sorts the chosen experts, int64 [T, k]."""
+    flat = tape.op("Reshape", [indices, tape.literal([-1], np.int64)])
+    count = tape.op("Shape", [flat])
+    experts, order = tape.ops("TopK", [flat, count], 2, axis=0, largest=0, sorted=1)
+    every = tape.literal(np.arange(layer.experts)[:, None], np.int64)
+    matches = tape.op("Cast", [tape.op("Equal", [every, flat])], to=int(ElementType.INT64))
+    counts = tape.op("ReduceSum", [matches, tape.literal([1], np.int64)], keepdims=0)
+    bounds = [tape.literal(0, np.int64), tape.op("Squeeze", [count]), tape.literal(1, np.int64)]
+    place = tape.op("ScatterElements", [order, order, tape.op("Range", bounds)], axis=0)
+    return Groups(experts, order, counts, place)
+
+
 def mixing_weights(tape: Tape, settings: Settings, choice: Choice) -> ir.Value:
     """The final mixing weights, float32 [T, k]: normalised if the settings say so, NaN in rows without an order."""
     weights = choice.weights

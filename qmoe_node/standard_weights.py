@@ -178,6 +178,13 @@ def _look_up(tape: Tape, codes: ir.Value, table: np.ndarray) -> ir.Value:
     return tape.op("Gather", [tape.literal(table, np.float32), indices], axis=0)
 
 
+def look_up_codes(tape: Tape, packed: ir.Value, bits: int) -> ir.Value:
+    """The codes of 2, 4 or 8 bits in bytes, float32, in one axis more than the bytes have; for 8 bits in as many."""
+    if bits == 8:
+        return as_float(tape, packed, ElementType.UINT8)
+    return _look_up(tape, packed, _code_table(bits))
+
+
 def of_expert(tape: Tape, operand: Operand, expert: ir.Value) -> ir.Value:
     """One expert's part of an operand, float32."""
     own = tape.op("Gather", [operand.value, expert], axis=0)

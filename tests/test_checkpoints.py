@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qmoe_node.block_graphs import block_graph
+from qmoe_node.block_graphs import block_graph, mixture_of
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks, from_mxfp4
 from runtime import Session
@@ -310,11 +310,42 @@ def graph_of(folder: Path) -> Any:
         ({"intermediate_size": 32}, r"experts.0.w1.weight: expected .* \[32, 64\]; bfloat16 \[96, 64\] came"),
         ({"num_local_experts": 9}, r"gate.weight: expected .* \[9, 64\]; bfloat16 \[8, 64\] came"),
         ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.block_sparse_moe.gate.weight, \[8, 64\]"),
+        ({"num_hidden_layers": 1 << 30}, "num_hidden_layers: expected a size of at most 10000; 1073741824 came"),
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers: expected a size of at most 10000; a longer number came"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok: there are 8 experts to choose from; 9 came"),
+        ({"model_type": "phimoe", "num_experts_per_tok": 3}, "the sparse mixer chooses 2; 3 came"),
+        ({"model_type": "phimoe", "router_jitter_noise": 10**400}, "router_jitter_noise: expected a finite number"),
+        ({"model_type": "phimoe", "router_jitter_noise": math.nan}, "router_jitter_noise: expected a finite number"),
     ],
 )
 def test_what_is_wrong_with_a_configuration_is_told(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(FileError, match=reason):
         graph_of(spoil(tmp_path / "model", **changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "reason"),
+    [
+        ("qwen2", {"decoder_sparse_step": 0}, "decoder_sparse_step: expected a size of at least 1; 0 came"),
+        ("deepseek", {"moe_layer_freq": 0}, "moe_layer_freq: expected a size of at least 1; 0 came"),
+        ("deepseek", {"n_group": 3}, "n_group: expected a number that divides the 8 experts; 3 came"),
+        ("deepseek", {"n_group": 0}, "n_group: expected a size of at least 1; 0 came"),
+        ("deepseek", {"topk_group": 1, "num_experts_per_tok": 3}, "there are 2 experts to choose from; 3 came"),
+        ("deepseek", {"routed_scaling_factor": 0}, "routed_scaling_factor: expected a number above 0; 0.0 came"),
+    ],
+)
+def test_what_is_wrong_with_a_routing_is_told(make: str, changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    model, _ = {"qwen2": qwen2, "deepseek": deepseek}[make](tmp_path / "model")
+    model.configuration |= changes
+    checkpoint = model.save()
+    with pytest.raises(FileError, match=reason):
+        list(blocks(checkpoint))
+
+
+def test_a_mixtures_experts_are_as_many_as_its_router_has(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(spoil(tmp_path / "model", num_local_experts=1 << 30))
+    with pytest.raises(FileError, match=r"gate.weight: expected .* \[1073741824, 64\]; bfloat16 \[8, 64\] came"):
+        mixture_of(checkpoint, list(blocks(checkpoint))[-1])
 
 
 def test_what_is_wrong_with_files_is_told(tmp_path: Path) -> None:

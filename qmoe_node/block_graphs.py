@@ -66,7 +66,12 @@ def routing_graph(checkpoint: Checkpoint, block: Block) -> Graph:
 
 
 def mixture_of(checkpoint: Checkpoint, block: Block) -> Mixture:
-    """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each."""
+    """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each.
+
+    FileError if the router is missing or has another shape.
+    """
+    # Room for all experts is taken before the second is read: their number must not be the configuration's word alone.
+    checkpoint.tensor(block.router, (block.experts, block.hidden))
     return replace(block.mixture, source=checkpoint.identity, forget=checkpoint.forget)
 
 

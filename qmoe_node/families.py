@@ -87,6 +87,9 @@ def gpt_oss(checkpoint: Checkpoint, layer: int) -> Block:
         rows, columns = shapes[part]
         own = f"{name}.experts.{part}"
         if f"{own}_blocks" in checkpoint:
+            if columns % 32:
+                text = f"{own}_blocks: MXFP4 has blocks of 32 columns; the configuration says {columns} columns."
+                raise FileError(checkpoint.folder / CONFIGURATION, text)
             codes = checkpoint.tensor(f"{own}_blocks", (experts, rows, columns // 32, 16), (ElementType.UINT8,))
             powers = checkpoint.tensor(f"{own}_scales", (experts, rows, columns // 32), (ElementType.UINT8,))
             return from_mxfp4(np.asarray(codes.array()[expert]), np.asarray(powers.array()[expert]))

@@ -281,6 +281,21 @@ def test_mxfp4_is_decoded_exactly() -> None:
     assert (from_mxfp4(packed, np.array([[0]], np.uint8)) == expected / 8 * 2.0**-127).all()
 
 
+def test_mxfp4_of_columns_that_make_no_blocks_is_refused(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp"
+    model = Model(
+        tmp_path / "model", name, model_type="gpt_oss", num_local_experts=4, intermediate_size=32, hidden_size=48
+    )
+    model.tensors |= {f"{name}.router.weight": np.zeros((4, 48), np.float32)}
+    for part, rows, columns in (("gate_up_proj", 64, 48), ("down_proj", 48, 32)):
+        model.make(f"experts.{part}_bias", (4, rows))
+        model.tensors[f"{name}.experts.{part}_blocks"] = np.zeros((4, rows, columns // 32, 16), np.uint8)
+        model.tensors[f"{name}.experts.{part}_scales"] = np.full((4, rows, columns // 32), 127, np.uint8)
+    (block,) = blocks(model.save())
+    with pytest.raises(FileError, match="gate_up_proj_blocks: MXFP4 has blocks of 32 columns; .* says 48 columns"):
+        block.expert(0)
+
+
 # -- spoilt folders ---------------------------------------------------------------------------------------------------
 
 

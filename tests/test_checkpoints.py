@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qmoe_node.block_graphs import block_graph, mixture_of
+from qmoe_node.block_graphs import block_graph, mixture_of, samples_of
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks, from_mxfp4
 from runtime import Session
@@ -249,6 +250,14 @@ def test_a_block_gives_what_a_plain_loop_gives(make: Callable[[Path], Answer], t
     found = Session(block_graph(checkpoint, block)).forward({"hidden_states": x})["output"]
     expected = np.array([answer(row) for row in x.reshape(-1, HIDDEN).astype(np.float64)]).reshape(x.shape)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    samples, own = samples_of(checkpoint, block, x), replace(block, shared=None)
+    routed = Session(block_graph(checkpoint, own)).forward({"hidden_states": x})["output"].reshape(-1, HIDDEN)
+    again = np.zeros_like(routed)
+    for number in range(EXPERTS):
+        rows, weights = samples.of(number)
+        one = block.expert(number)
+        again[rows] += weights[:, None] * one.output(one.inner(block.mixture.settings, samples.tokens[rows]))
+    assert np.abs(again - routed).max() <= 1e-5 * np.abs(routed).max()
 
 
 def test_qwen3_without_normalization_and_with_dense_layers(tmp_path: Path) -> None:
@@ -361,6 +370,14 @@ def test_a_mixtures_experts_are_as_many_as_its_router_has(tmp_path: Path) -> Non
     checkpoint = Checkpoint(spoil(tmp_path / "model", num_local_experts=1 << 30))
     with pytest.raises(FileError, match=r"gate.weight: expected .* \[1073741824, 64\]; bfloat16 \[8, 64\] came"):
         mixture_of(checkpoint, list(blocks(checkpoint))[-1])
+
+
+def test_a_file_that_the_index_names_and_the_folder_lacks_is_told(tmp_path: Path) -> None:
+    folder = spoil(tmp_path / "model")
+    places = dict.fromkeys(Checkpoint(folder).names(), "model.safetensors") | {"other": "gone.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(FileError, match="gone.safetensors: is not there, but model.safetensors.index.json names it"):
+        mixture_of(Checkpoint(folder), list(blocks(Checkpoint(folder)))[-1])
 
 
 def test_what_is_wrong_with_files_is_told(tmp_path: Path) -> None:

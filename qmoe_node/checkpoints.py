@@ -19,6 +19,7 @@ from runtime.types import ElementType
 
 CONFIGURATION, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 LARGEST_JSON = 64 << 20
+_MISSING = f"is not there, but {INDEX} names it."
 FLOATS = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16, ElementType.DOUBLE)
 
 
@@ -100,7 +101,10 @@ class Checkpoint:
         """What tells these weights from others, as far as the files' sizes and times do."""
         facts = []
         for file in sorted({*self.places.values(), CONFIGURATION}):
-            status = (self.folder / file).stat()
+            try:
+                status = (self.folder / file).stat()
+            except OSError as error:
+                raise FileError(self.folder / file, _MISSING) from error
             facts.append((file, status.st_size, status.st_mtime_ns))
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -144,7 +148,7 @@ class Checkpoint:
         if file not in self._files:
             path = self.folder / file
             if not path.is_file():
-                raise FileError(path, f"is not there, but {INDEX} names it.")
+                raise FileError(path, _MISSING)
             self._files[file] = read_tensors(path)
         return self._files[file]
 

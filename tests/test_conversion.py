@@ -227,6 +227,17 @@ def test_what_cannot_be_done_is_said() -> None:
             samples_of(checkpoint, block, data)
 
 
+def test_rows_that_end_within_a_byte_are_refused(tmp_path: Path) -> None:
+    mixture, _ = synthetic()
+    for changes, plan, reason in (
+        ({"hidden": 33}, Plan(4), "fc1_experts_weights: 4-bit rows .* a multiple of 2 columns; 33 came"),
+        ({"inter": 18}, Plan(4, fc2_bits=2), "fc2_experts_weights: 2-bit rows .* a multiple of 4 columns; 18 came"),
+    ):
+        with pytest.raises(GraphError, match=reason):
+            convert(replace(mixture, **changes), plan, folder=tmp_path / "parts")  # type: ignore[arg-type]
+    assert not (tmp_path / "parts").exists()
+
+
 def whole_model(folder: Path) -> Checkpoint:
     """A checkpoint whose first layer has the weights of its second, too."""
     folder.mkdir()

@@ -27,7 +27,7 @@ OPSETS = {"": 21, "com.microsoft": 1}
 LEAST = -1e30
 """The logit of an expert that was not chosen."""
 TRAINED = "trainable weight"
-ROUTER, TOTAL = "router_probs", "total_weight"
+ROUTER, TOTAL = "router_probs", "total"
 """The outputs of a routing graph."""
 
 
@@ -58,7 +58,7 @@ def model_graph(checkpoint: Checkpoint, parts: Iterable[tuple[Block, Converted |
 def routing_graph(checkpoint: Checkpoint, block: Block) -> Graph:
     """The block's graph up to its experts: hidden_states -> router_probs [tokens, experts].
 
-    Mixing weights are the softmax of its k largest, times total_weight [tokens, 1] where there is that output.
+    Mixing weights are the softmax of its k largest, times total [tokens, 1] where there is that output.
     """
     graph = Graph(block.name, opsets=OPSETS)
     _Builder(checkpoint, block, graph).routing_only()
@@ -66,7 +66,12 @@ def routing_graph(checkpoint: Checkpoint, block: Block) -> Graph:
 
 
 def mixture_of(checkpoint: Checkpoint, block: Block) -> Mixture:
-    """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each."""
+    """The block's experts, with what tells the checkpoint from others; the files' memory is let go of after each.
+
+    FileError if the router is missing or has another shape.
+    """
+    # Room for all experts is taken before the second is read: their number must not be the configuration's word alone.
+    checkpoint.tensor(block.router, (block.experts, block.hidden))
     return replace(block.mixture, source=checkpoint.identity, forget=checkpoint.forget)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from runtime.types import ElementType
 
 CONFIGURATION, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 LARGEST_JSON = 64 << 20
+_MISSING = f"is not there, but {INDEX} names it."
 FLOATS = (ElementType.FLOAT, ElementType.FLOAT16, ElementType.BFLOAT16, ElementType.DOUBLE)
 
 
@@ -52,13 +54,28 @@ class Checkpoint:
             raise FileError(self.folder / CONFIGURATION, f"{name}: expected {words}; {found}.")
         return value
 
-    def size(self, name: str, *others: str) -> int:
-        """A size of the configuration: a whole number of at least 1, under the first of the names that is there."""
+    def size(self, name: str, *others: str, default: int | None = None, most: int = (1 << 31) - 1) -> int:
+        """A size of the configuration: a whole number from 1 to `most`, under the first of the names that is there."""
         names = [known for known in (name, *others) if self.configuration.get(known) is not None]
-        value = int(self.setting(names[0] if names else name, int))
-        if not 1 <= value < 1 << 31:
+        name = names[0] if names else name
+        value = int(self.setting(name, int, default))
+        if value < 1:
             raise FileError(self.folder / CONFIGURATION, f"{name}: expected a size of at least 1; {value} came.")
+        if value > most:
+            shown = str(value) if value < 1 << 63 else "a longer number"
+            raise FileError(self.folder / CONFIGURATION, f"{name}: expected a size of at most {most}; {shown} came.")
         return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number of the configuration that a float can hold."""
+        value = self.setting(name, (float, int), default)
+        try:
+            found = float(value)
+        except OverflowError:
+            found = math.inf
+        if not math.isfinite(found):
+            raise FileError(self.folder / CONFIGURATION, f"{name}: expected a finite number; {found} came.")
+        return found
 
     @cached_property
     def places(self) -> Mapping[str, str]:
@@ -84,7 +101,10 @@ class Checkpoint:
         """What tells these weights from others, as far as the files' sizes and times do."""
         facts = []
         for file in sorted({*self.places.values(), CONFIGURATION}):
-            status = (self.folder / file).stat()
+            try:
+                status = (self.folder / file).stat()
+            except OSError as error:
+                raise FileError(self.folder / file, _MISSING) from error
             facts.append((file, status.st_size, status.st_mtime_ns))
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -128,7 +148,7 @@ class Checkpoint:
         if file not in self._files:
             path = self.folder / file
             if not path.is_file():
-                raise FileError(path, f"is not there, but {INDEX} names it.")
+                raise FileError(path, _MISSING)
             self._files[file] = read_tensors(path)
         return self._files[file]
 

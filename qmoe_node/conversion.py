@@ -162,6 +162,7 @@ class _Conversion:
             )
         if samples is not None and not np.isfinite(samples.tokens).all():
             raise GraphError(Finding("The calibration data holds numbers that are not finite.", code="data"))
+        _check_rows(mixture, plan)
         self._mixture, self._plan, self._samples = mixture, plan, samples
         self._count = min(mixture.experts, experts or mixture.experts)
         self._parts = Parts(folder, self._identity() if folder is not None else "")
@@ -340,6 +341,23 @@ class _Conversion:
         tokens = "" if samples is None else Tensor.from_array(samples.tokens).digest
         mixture = self._mixture
         return json.dumps([mixture.name, mixture.source, self._count, mixture.hidden, asdict(self._plan), tokens])
+
+
+def _check_rows(mixture: Mixture, plan: Plan) -> None:
+    """GraphError if rows of codes would not end with a whole byte: no runtime takes such weights."""
+    for projection, columns in (("fc1", mixture.hidden), ("fc2", mixture.inter)):
+        bits = plan.scheme(projection).bits
+        if columns * bits % 8:
+            text = f"{bits}-bit rows must end with a whole byte: expected a multiple of {8 // bits} columns; "
+            raise GraphError(
+                Finding(
+                    f"{text}{columns} came.",
+                    mixture.name,
+                    f"{projection}_experts_weights",
+                    remedy="Take more bits: 8 fit always.",
+                    code="option",
+                )
+            )
 
 
 def _linear_rows(mixture: Mixture) -> slice | None:

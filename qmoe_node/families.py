@@ -17,6 +17,8 @@ from qmoe_node.packing import E2M1
 from runtime.errors import FileError
 from runtime.types import ElementType
 
+MOST_LAYERS = 10_000
+
 Declaration: TypeAlias = Callable[[Checkpoint, int], Block | None]
 
 
@@ -27,10 +29,29 @@ def blocks(checkpoint: Checkpoint) -> Iterator[Block]:
         known = ", ".join(sorted(FAMILIES))
         text = f"model_type: {checkpoint.family!r} is no family that can be read. Known are {known}."
         raise FileError(checkpoint.folder / CONFIGURATION, text)
-    for layer in range(checkpoint.size("num_hidden_layers")):
+    for layer in range(checkpoint.size("num_hidden_layers", most=MOST_LAYERS)):
         block = declaration(checkpoint, layer)
         if block is not None:
+            _check_routing(checkpoint, block)
             yield block
+
+
+def _check_routing(checkpoint: Checkpoint, block: Block) -> None:
+    """FileError if the configuration's routing does not fit the number of experts."""
+    routing, experts = block.routing, block.experts
+    if experts % routing.groups:
+        text = f"n_group: expected a number that divides the {experts} experts; {routing.groups} came."
+        raise FileError(checkpoint.folder / CONFIGURATION, text)
+    most = min(routing.top_groups, routing.groups) * (experts // routing.groups)
+    if routing.kind == "sparse_mixer" and routing.k != 2:
+        text = f"num_experts_per_tok: the sparse mixer chooses 2; {routing.k} came."
+        raise FileError(checkpoint.folder / CONFIGURATION, text)
+    if routing.k > most:
+        text = f"num_experts_per_tok: there are {most} experts to choose from; {routing.k} came."
+        raise FileError(checkpoint.folder / CONFIGURATION, text)
+    if routing.scale <= 0:
+        text = f"routed_scaling_factor: expected a number above 0; {routing.scale} came."
+        raise FileError(checkpoint.folder / CONFIGURATION, text)
 
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -66,6 +87,9 @@ def gpt_oss(checkpoint: Checkpoint, layer: int) -> Block:
         rows, columns = shapes[part]
         own = f"{name}.experts.{part}"
         if f"{own}_blocks" in checkpoint:
+            if columns % 32:
+                text = f"{own}_blocks: MXFP4 has blocks of 32 columns; the configuration says {columns} columns."
+                raise FileError(checkpoint.folder / CONFIGURATION, text)
             codes = checkpoint.tensor(f"{own}_blocks", (experts, rows, columns // 32, 16), (ElementType.UINT8,))
             powers = checkpoint.tensor(f"{own}_scales", (experts, rows, columns // 32), (ElementType.UINT8,))
             return from_mxfp4(np.asarray(codes.array()[expert]), np.asarray(powers.array()[expert]))
@@ -85,9 +109,9 @@ def gpt_oss(checkpoint: Checkpoint, layer: int) -> Block:
         Routing("top_k", k),
         read,
         router_bias=f"{name}.router.bias",
-        alpha=float(checkpoint.setting("swiglu_alpha", (float, int), 1.702)),
+        alpha=checkpoint.number("swiglu_alpha", 1.702),
         beta=1.0,
-        limit=float(checkpoint.setting("swiglu_limit", (float, int), 7.0)),
+        limit=checkpoint.number("swiglu_limit", 7.0),
     )
 
 
@@ -107,7 +131,7 @@ def mixtral(checkpoint: Checkpoint, layer: int) -> Block:
 
 def phimoe(checkpoint: Checkpoint, layer: int) -> Block:
     """As mixtral, with the sparse mixer for two experts."""
-    jitter = float(checkpoint.setting("router_jitter_noise", (float, int), 0.01))
+    jitter = checkpoint.number("router_jitter_noise", 0.01)
     return _block_sparse(
         checkpoint, layer, Routing("sparse_mixer", checkpoint.size("num_experts_per_tok"), jitter=jitter)
     )
@@ -134,7 +158,7 @@ def qwen2_moe(checkpoint: Checkpoint, layer: int) -> Block | None:
 
 def _qwen(checkpoint: Checkpoint, layer: int, shared: Shared | None) -> Block | None:
     dense = checkpoint.setting("mlp_only_layers", list, [])
-    if layer in dense or (layer + 1) % checkpoint.setting("decoder_sparse_step", int, 1):
+    if layer in dense or (layer + 1) % checkpoint.size("decoder_sparse_step", default=1):
         return None
     name = f"model.layers.{layer}.mlp"
     hidden, inter = checkpoint.size("hidden_size"), checkpoint.size("moe_intermediate_size")
@@ -148,8 +172,8 @@ def _qwen(checkpoint: Checkpoint, layer: int, shared: Shared | None) -> Block | 
 
 def deepseek_v3(checkpoint: Checkpoint, layer: int) -> Block | None:
     """Sigmoids choose, with a correction and by groups; shared experts; the first layers are dense."""
-    if layer < checkpoint.setting("first_k_dense_replace", int, 0) or layer % checkpoint.setting(
-        "moe_layer_freq", int, 1
+    if layer < checkpoint.setting("first_k_dense_replace", int, 0) or layer % checkpoint.size(
+        "moe_layer_freq", default=1
     ):
         return None
     name = f"model.layers.{layer}.mlp"
@@ -160,10 +184,10 @@ def deepseek_v3(checkpoint: Checkpoint, layer: int) -> Block | None:
         checkpoint.size("num_experts_per_tok"),
         normalize=checkpoint.setting("norm_topk_prob", bool, True),
         bias=f"{name}.gate.e_score_correction_bias",
-        groups=checkpoint.setting("n_group", int, 1),
-        top_groups=checkpoint.setting("topk_group", int, 1),
+        groups=checkpoint.size("n_group", default=1),
+        top_groups=checkpoint.size("topk_group", default=1),
         epsilon=1e-20,
-        scale=float(checkpoint.setting("routed_scaling_factor", (float, int), 1.0)),
+        scale=checkpoint.number("routed_scaling_factor", 1.0),
     )
     count = checkpoint.setting("n_shared_experts", int, 0)
     shared = _shared(f"{name}.shared_experts", count * inter) if count else None
@@ -199,7 +223,7 @@ def lfm2_moe(checkpoint: Checkpoint, layer: int) -> Block | None:
         normalize=checkpoint.setting("norm_topk_prob", bool, True),
         bias=f"{name}.expert_bias" if checkpoint.setting("use_expert_bias", bool, True) else "",
         epsilon=1e-6,
-        scale=float(checkpoint.setting("routed_scaling_factor", (float, int), 1.0)),
+        scale=checkpoint.number("routed_scaling_factor", 1.0),
     )
     experts = checkpoint.size("num_experts", "num_local_experts")
     return Block(name, layer, hidden, inter, experts, f"{name}.gate.weight", routing, read)

@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ class Parts:
                     file.truncate(size)
             return np.memmap(path, dtype, "r+", shape=shape)
         except OSError as error:
+            with suppress(OSError):
+                path.unlink()  # else a disk that had too little room stays full
             raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
 
 

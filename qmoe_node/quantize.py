@@ -27,6 +27,8 @@ TILE = 1 << 18
 """Weights that are worked on at once: few enough for a core's cache, enough for threads not to wait for each other."""
 LONG = 512
 """Elements of a block from which on NumPy finds its extremes fast by itself."""
+ORDINARY = 20
+"""Powers of two by which weights may be larger or smaller than 1 so that their squares have good sums in float32."""
 CORES = os.cpu_count() or 1
 
 
@@ -88,10 +90,17 @@ class Quantized:
     def error(self, weights: np.ndarray, workers: int = CORES) -> float:
         """||Q - W|| / ||W||, W being `weights` [rows, columns] and Q these; 0 if both are 0."""
         sums: list[tuple[float, float]] = []
+        # Squares of very large and very small weights are none that float32 has: all are seen from their own size. A
+        # power of two changes no digit, and is taken in two halves, each of which float32 has.
+        largest = max(float(weights.max(initial=0)), -float(weights.min(initial=0)))
+        exponent = -math.frexp(largest)[1]
+        halves = np.float32(2.0 ** (exponent // 2)), np.float32(2.0 ** (exponent - exponent // 2))
 
         def work(part: slice) -> None:
-            wanted = weights[part].ravel()
-            apart = self.weights(part).ravel() - wanted
+            wanted, found = weights[part].ravel(), self.weights(part).ravel()
+            if abs(exponent) > ORDINARY:
+                wanted, found = (values * halves[0] * halves[1] for values in (wanted, found))
+            apart = found - wanted
             sums.append((float(np.dot(apart, apart)), float(np.dot(wanted, wanted))))
 
         by_rows(work, len(weights), max(1, TILE // max(1, self.columns)), workers)
@@ -163,10 +172,11 @@ def _quantize(blocks: np.ndarray, scheme: Scheme) -> tuple[np.ndarray, np.ndarra
         raise GraphError(Finding("Weights that are not finite cannot be quantized.", code="weights"))
     if scheme.method == "onnxruntime":
         return _round_up(blocks, scales, zeros, scheme), scales, zeros
-    if scheme.method == "least-squares":
-        scales, zeros = best_ranges(blocks, scheme)
-    elif scheme.method == "half-quadratic":
-        scales, zeros = _half_quadratic(blocks, scheme)
+    with np.errstate(over="ignore", invalid="ignore"):  # squares of what is very large are none: no error is less
+        if scheme.method == "least-squares":
+            scales, zeros = best_ranges(blocks, scheme)
+        elif scheme.method == "half-quadratic":
+            scales, zeros = _half_quadratic(blocks, scheme)
     return rounded(blocks, scales, zeros, scheme).astype(np.uint8), scales, zeros
 
 
@@ -222,7 +232,8 @@ def rounded(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: S
 def _round_up(blocks: np.ndarray, scales: np.ndarray, zeros: np.ndarray, scheme: Scheme) -> np.ndarray:
     """The codes of ONNX Runtime's quantizer."""
     with np.errstate(over="ignore", invalid="ignore"):
-        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / np.where(scales == 0, np.float32(1), scales))
+        inverse = np.float32(1) / np.where(scales == 0, np.float32(np.inf), scales)
+        inverse = np.where(np.isfinite(inverse), inverse, np.float32(0))  # of a scale near 0 there is none
         codes = blocks * inverse[..., None] + zeros[..., None]
     return np.clip(_half_up(codes), 0, scheme.most).astype(np.uint8)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qmoe_node.block_graphs import block_graph
+from qmoe_node.block_graphs import block_graph, mixture_of, samples_of
 from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.families import blocks, from_mxfp4
 from runtime import Session
@@ -249,6 +250,14 @@ def test_a_block_gives_what_a_plain_loop_gives(make: Callable[[Path], Answer], t
     found = Session(block_graph(checkpoint, block)).forward({"hidden_states": x})["output"]
     expected = np.array([answer(row) for row in x.reshape(-1, HIDDEN).astype(np.float64)]).reshape(x.shape)
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    samples, own = samples_of(checkpoint, block, x), replace(block, shared=None)
+    routed = Session(block_graph(checkpoint, own)).forward({"hidden_states": x})["output"].reshape(-1, HIDDEN)
+    again = np.zeros_like(routed)
+    for number in range(EXPERTS):
+        rows, weights = samples.of(number)
+        one = block.expert(number)
+        again[rows] += weights[:, None] * one.output(one.inner(block.mixture.settings, samples.tokens[rows]))
+    assert np.abs(again - routed).max() <= 1e-5 * np.abs(routed).max()
 
 
 def test_qwen3_without_normalization_and_with_dense_layers(tmp_path: Path) -> None:
@@ -281,6 +290,21 @@ def test_mxfp4_is_decoded_exactly() -> None:
     assert (from_mxfp4(packed, np.array([[0]], np.uint8)) == expected / 8 * 2.0**-127).all()
 
 
+def test_mxfp4_of_columns_that_make_no_blocks_is_refused(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp"
+    model = Model(
+        tmp_path / "model", name, model_type="gpt_oss", num_local_experts=4, intermediate_size=32, hidden_size=48
+    )
+    model.tensors |= {f"{name}.router.weight": np.zeros((4, 48), np.float32)}
+    for part, rows, columns in (("gate_up_proj", 64, 48), ("down_proj", 48, 32)):
+        model.make(f"experts.{part}_bias", (4, rows))
+        model.tensors[f"{name}.experts.{part}_blocks"] = np.zeros((4, rows, columns // 32, 16), np.uint8)
+        model.tensors[f"{name}.experts.{part}_scales"] = np.full((4, rows, columns // 32), 127, np.uint8)
+    (block,) = blocks(model.save())
+    with pytest.raises(FileError, match="gate_up_proj_blocks: MXFP4 has blocks of 32 columns; .* says 48 columns"):
+        block.expert(0)
+
+
 # -- spoilt folders ---------------------------------------------------------------------------------------------------
 
 
@@ -310,11 +334,50 @@ def graph_of(folder: Path) -> Any:
         ({"intermediate_size": 32}, r"experts.0.w1.weight: expected .* \[32, 64\]; bfloat16 \[96, 64\] came"),
         ({"num_local_experts": 9}, r"gate.weight: expected .* \[9, 64\]; bfloat16 \[8, 64\] came"),
         ({"num_hidden_layers": 3}, r"lacks the tensor model.layers.2.block_sparse_moe.gate.weight, \[8, 64\]"),
+        ({"num_hidden_layers": 1 << 30}, "num_hidden_layers: expected a size of at most 10000; 1073741824 came"),
+        ({"num_hidden_layers": 10**400}, "num_hidden_layers: expected a size of at most 10000; a longer number came"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok: there are 8 experts to choose from; 9 came"),
+        ({"model_type": "phimoe", "num_experts_per_tok": 3}, "the sparse mixer chooses 2; 3 came"),
+        ({"model_type": "phimoe", "router_jitter_noise": 10**400}, "router_jitter_noise: expected a finite number"),
+        ({"model_type": "phimoe", "router_jitter_noise": math.nan}, "router_jitter_noise: expected a finite number"),
     ],
 )
 def test_what_is_wrong_with_a_configuration_is_told(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(FileError, match=reason):
         graph_of(spoil(tmp_path / "model", **changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "changes", "reason"),
+    [
+        ("qwen2", {"decoder_sparse_step": 0}, "decoder_sparse_step: expected a size of at least 1; 0 came"),
+        ("deepseek", {"moe_layer_freq": 0}, "moe_layer_freq: expected a size of at least 1; 0 came"),
+        ("deepseek", {"n_group": 3}, "n_group: expected a number that divides the 8 experts; 3 came"),
+        ("deepseek", {"n_group": 0}, "n_group: expected a size of at least 1; 0 came"),
+        ("deepseek", {"topk_group": 1, "num_experts_per_tok": 3}, "there are 2 experts to choose from; 3 came"),
+        ("deepseek", {"routed_scaling_factor": 0}, "routed_scaling_factor: expected a number above 0; 0.0 came"),
+    ],
+)
+def test_what_is_wrong_with_a_routing_is_told(make: str, changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    model, _ = {"qwen2": qwen2, "deepseek": deepseek}[make](tmp_path / "model")
+    model.configuration |= changes
+    checkpoint = model.save()
+    with pytest.raises(FileError, match=reason):
+        list(blocks(checkpoint))
+
+
+def test_a_mixtures_experts_are_as_many_as_its_router_has(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(spoil(tmp_path / "model", num_local_experts=1 << 30))
+    with pytest.raises(FileError, match=r"gate.weight: expected .* \[1073741824, 64\]; bfloat16 \[8, 64\] came"):
+        mixture_of(checkpoint, list(blocks(checkpoint))[-1])
+
+
+def test_a_file_that_the_index_names_and_the_folder_lacks_is_told(tmp_path: Path) -> None:
+    folder = spoil(tmp_path / "model")
+    places = dict.fromkeys(Checkpoint(folder).names(), "model.safetensors") | {"other": "gone.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(FileError, match="gone.safetensors: is not there, but model.safetensors.index.json names it"):
+        mixture_of(Checkpoint(folder), list(blocks(Checkpoint(folder)))[-1])
 
 
 def test_what_is_wrong_with_files_is_told(tmp_path: Path) -> None:

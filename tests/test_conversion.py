@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from qmoe_node.conversion import METHODS, Converted, Plan, convert
 from qmoe_node.families import blocks
 from qmoe_node.layer import Settings
 from qmoe_node.mixtures import Expert, Mixture, Samples
+from qmoe_node.parts import Parts
 from runtime import Cancelled, FileError, GraphError, Session
 from runtime.errors import Severity
 from runtime.snippets.tensor_files import read_tensors, write_tensors
@@ -163,6 +166,18 @@ def test_work_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     assert again.tensors == convert(mixture, Plan()).tensors
 
 
+def test_a_file_that_finds_no_room_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int, offset: int, size: int) -> None:
+        os.write(handle, bytes(size // 2))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    parts = Parts(tmp_path / "parts", "work")
+    with pytest.raises(FileError, match="weights: cannot be written: No space left"):
+        parts.array("weights", (64, 64), np.dtype(np.uint8))
+    assert not (tmp_path / "parts" / "weights").exists()
+
+
 def test_other_work_in_the_folder_is_not_taken_for_this(tmp_path: Path) -> None:
     mixture, _ = synthetic()
     convert(mixture, Plan(2), folder=tmp_path / "parts")
@@ -210,6 +225,17 @@ def test_what_cannot_be_done_is_said() -> None:
     for data in (np.zeros((3, 32), np.float32), np.zeros(64, np.float32), np.zeros((3, 64), np.int64)):
         with pytest.raises(GraphError, match="tokens, 64"):
             samples_of(checkpoint, block, data)
+
+
+def test_rows_that_end_within_a_byte_are_refused(tmp_path: Path) -> None:
+    mixture, _ = synthetic()
+    for changes, plan, reason in (
+        ({"hidden": 33}, Plan(4), "fc1_experts_weights: 4-bit rows .* a multiple of 2 columns; 33 came"),
+        ({"inter": 18}, Plan(4, fc2_bits=2), "fc2_experts_weights: 2-bit rows .* a multiple of 4 columns; 18 came"),
+    ):
+        with pytest.raises(GraphError, match=reason):
+            convert(replace(mixture, **changes), plan, folder=tmp_path / "parts")  # type: ignore[arg-type]
+    assert not (tmp_path / "parts").exists()
 
 
 def whole_model(folder: Path) -> Checkpoint:

@@ -18,7 +18,7 @@ from qmoe_node.checkpoints import Checkpoint
 from qmoe_node.conversion import Plan, convert
 from qmoe_node.families import blocks
 from qmoe_node.packing import unpack
-from qmoe_node.quantize import BLOCKS, METHODS, WIDTHS, Scheme, quantized
+from qmoe_node.quantize import BLOCKS, METHODS, WIDTHS, Method, Scheme, quantized
 from runtime import GraphError, Session
 
 DATA = Path(__file__).parent / "data"
@@ -128,6 +128,16 @@ def test_the_bytes_are_those_of_onnx_runtimes_own_quantizer(
     assert (found.scales.ravel() == scales).all()
     if found.zero_points is not None:
         assert (found.zero_points == unpack(zeros.reshape(96, -1), bits, blocks)).all()
+
+
+@pytest.mark.parametrize("size", [1e-41, 1e-30, 1e-22, 1.0, 1e10, 1e25, 5e37])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("error")
+def test_an_error_is_told_rightly_however_large_weights_are(size: float, method: Method) -> None:
+    weights = (np.random.default_rng(0).uniform(-3, 3, (8, 40)) * size).astype(np.float32)
+    made = quantized(weights, Scheme(4, 16, method == "half-quadratic", method))
+    exact = np.linalg.norm(made.weights().astype(float) - weights) / np.linalg.norm(weights.astype(float))
+    assert made.error(weights) == pytest.approx(exact, rel=1e-4)
 
 
 def test_threads_change_no_byte() -> None:

@@ -447,7 +447,12 @@ class Checker:
             around = _Surroundings({}, given, {}, self._graph.opsets, self._depth + 1)
             checked = self._checked(body, around, is_function=True)
             self._bodies[key, str(given)] = checked
-        return {f"{UNKNOWN_OUTPUT}.{index}": type_ for index, type_ in enumerate(checked.results)}
+        from runtime.inference import names_in, of_call
+
+        known = names_in(given)
+        return {
+            f"{UNKNOWN_OUTPUT}.{index}": of_call(type_, state.id, known) for index, type_ in enumerate(checked.results)
+        }
 
     def _checked(self, body: Graph, around: _Surroundings, *, is_function: bool) -> _Body:
         twin = body.copy()

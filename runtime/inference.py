@@ -158,7 +158,7 @@ def _first_opinion(
     if function is None or (node.domain == "" and any(map(_is_long_list, inputs))):
         return Known()
     context = library.ShapeInferenceContext({"": opset, node.domain: opset}, policy="refine")
-    context.reserve_symbol_names(_names_of(inputs))
+    context.reserve_symbol_names(names_in(inputs))
     for argument, value in zip(node.inputs, values, strict=True):
         if argument is not None and isinstance(value, tuple):
             items = [item if isinstance(item, int) else ir.SymbolicDim(item) for item in value]
@@ -286,7 +286,7 @@ def frozen(value: Any) -> Any:
     return (type(value).__name__, value) if isinstance(value, bool | int) else value
 
 
-def _names_of(types: tuple[ValueType | None, ...]) -> set[str]:
+def names_in(types: Iterable[ValueType | None]) -> set[str]:
     """Every word in the symbolic dimensions of some types."""
     words: set[str] = set()
     for type_ in types:
@@ -295,6 +295,21 @@ def _names_of(types: tuple[ValueType | None, ...]) -> set[str]:
                 if isinstance(dimension, str):
                     words.update(re.findall(r"\w+", dimension))
     return words
+
+
+def of_call(type_: ValueType, id: str, known: Collection[str]) -> ValueType:
+    """A type in a function's body, as it is of one call: a size that has a name only in the body is another one in
+    every call. `known` are names from around."""
+    if not isinstance(type_, TensorType) or not type_.shape or names_in([type_]) <= set(known):
+        return type_
+    stem = re.sub(r"\W", "_", id)
+
+    def renamed(match: re.Match[str]) -> str:
+        word = match.group()
+        return word if word in known else f"{word}_{stem}"
+
+    shape = (re.sub(r"[^\W\d]\w*", renamed, item) if isinstance(item, str) else item for item in type_.shape)
+    return TensorType(type_.element, tuple(shape), type_.sparse)
 
 
 def _renamed(known: Known, id: str) -> Known:

@@ -417,3 +417,28 @@ def test_deep_subgraphs_take_no_longer_than_their_size() -> None:
     graph.wire("choice.outputs.0", "neg.X")
     assert check(graph) == []
     assert graph.checker.type_of("neg.Y") == TensorType(ElementType.FLOAT, (2,))
+
+
+def test_sizes_that_a_function_names_are_others_in_every_call() -> None:
+    body = Graph()
+    for id, type in (("x", "Input"), ("found", "NonZero"), ("places", "Output")):
+        body.add(type, id)
+    body.wire("x.value", "found.X")
+    body.wire("found.Y", "places.value")
+    graph = Graph()
+    graph.set("", "my.own::Places", body, section="functions")
+    for id in ("a", "b"):
+        graph.add("Input", id, parameters={"type": "tensor(float)", "shape": ["n"]})
+        graph.add("my.own.Places", f"find_{id}")
+        graph.add("Output", f"places_{id}")
+        graph.wire(f"{id}.value", f"find_{id}.input.0")
+        graph.wire(f"find_{id}.output.0", f"places_{id}.value")
+    first, second = (graph.checker.type_of(f"find_{id}.output.0") for id in ("a", "b"))
+    assert isinstance(first, TensorType) and isinstance(second, TensorType)
+    assert first.shape is not None and second.shape is not None
+    assert first.shape[0] == second.shape[0] and first.shape[1] != second.shape[1]
+    feeds = {"a": np.array([0, 1, 1], np.float32), "b": np.array([1, 0, 0], np.float32)}
+    assert {name: value.shape for name, value in Session(graph).forward(feeds).items()} == {
+        "places_a": (1, 2),
+        "places_b": (1, 1),
+    }

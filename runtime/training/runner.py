@@ -11,7 +11,7 @@ import numpy as np
 from runtime.backends.control import Control, Placement
 from runtime.errors import GraphError
 from runtime.tensors import Tensor
-from runtime.training.step import APPLY, NEXT, NORM, RATE, TOTAL, Step
+from runtime.training.step import APPLY, NEXT, RATE, Step
 
 
 class _Engine(Protocol):
@@ -31,7 +31,7 @@ class StepRunner:
     ) -> None:
         self.step = step
         self._carried = tuple(step.carried)
-        self._wanted = (*dict.fromkeys((*step.losses, TOTAL, NORM)), *(NEXT + name for name in self._carried))
+        self._wanted = (*step.numbers, *(NEXT + name for name in self._carried))
         self._numbers = len(self._wanted) - len(self._carried)
         self._engine: _Engine
         self.is_whole = False

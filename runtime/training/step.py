@@ -30,6 +30,7 @@ NEXT = "next."
 STEP = "step"
 NORM = "gradient_norm"
 APPLY = "apply"
+GRADIENT = "gradient."
 COUNT = "accumulated_steps"
 METADATA = "qmoe.training_step"
 """The entry of a model's metadata, JSON, that says which output becomes which input of the next step."""
@@ -53,6 +54,27 @@ class Step:
     carried: Mapping[str, Tensor]
     accumulates: bool
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The outputs that are told and not carried."""
+        return tuple(name for name in self.outputs if not name.startswith(NEXT))
+
+
+@dataclass(frozen=True, slots=True)
+class GradientStep:
+    """The half of a training step that reads data: a model with the inputs `batch` and `weights`, and the outputs
+    `losses`, "total_loss", and "gradient.<name>" of each weight."""
+
+    model: ir.Model
+    batch: tuple[str, ...]
+    losses: tuple[str, ...]
+    weights: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All of them."""
+        return (*dict.fromkeys((*self.losses, TOTAL)), *(GRADIENT + name for name in self.weights))
+
 
 def training_step(
     graph: Graph,
@@ -73,6 +95,32 @@ def training_step(
 
     GraphError if the graph has errors, no trainable weight, or an operator without a gradient in the way.
     """
+    model, trainable = _model_of(graph)
+    return _Writer(model, graph, optimizer, clip_norm, accumulate, average).write(trainable, losses)
+
+
+def gradient_step(graph: Graph, losses: Mapping[str, float]) -> GradientStep:
+    """The gradients of a training step, without what is made of them; arguments and errors as of `training_step`."""
+    model, trainable = _model_of(graph)
+    return _Writer(model, graph).write_gradients(trainable, losses)
+
+
+def update_step(
+    graph: Graph,
+    optimizer: Optimizer,
+    *,
+    clip_norm: float | None = None,
+    accumulate: int = 1,
+    average: float | None = None,
+) -> Step:
+    """What a training step makes of gradients: a `Step` whose batch are the gradients, "gradient.<name>"."""
+    model, trainable = _model_of(graph)
+    empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports=dict(model.opset_imports)), ir_version=model.ir_version)
+    return _Writer(empty, graph, optimizer, clip_norm, accumulate, average).write_update(trainable)
+
+
+def _model_of(graph: Graph) -> tuple[ir.Model, dict[str, str]]:
+    """A graph's model, and the ids of its trainable weights by name."""
     checker = Checker(graph.copy())
     errors = [finding for finding in checker.findings() if finding.severity is Severity.ERROR]
     if errors:
@@ -91,7 +139,7 @@ def training_step(
     inline_functions(compiled.model)
     compiled.give_types(checker.type_of)
     write_forms(compiled.model)
-    return _Writer(compiled.model, graph, losses, optimizer, clip_norm, accumulate, average).write(trainable)
+    return compiled.model, trainable
 
 
 def trainable_weights(graph: Graph) -> dict[str, str]:
@@ -108,13 +156,12 @@ class _Writer:
         self,
         model: ir.Model,
         graph: Graph,
-        losses: Mapping[str, float],
-        optimizer: Optimizer,
-        clip_norm: float | None,
-        accumulate: int,
-        average: float | None,
+        optimizer: Optimizer | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        average: float | None = None,
     ) -> None:
-        self.model, self.graph, self.losses, self.optimizer = model, graph, losses, optimizer
+        self.model, self.graph, self.optimizer = model, graph, optimizer
         self.clip_norm, self.accumulate, self.average = clip_norm, accumulate, average
         self.tape = Tape("training", "", model.opset_imports.get("", 21), names_of(model))
         self.op = Formulas(self.tape, model.opset_imports)
@@ -123,13 +170,48 @@ class _Writer:
         self.carried: dict[str, Tensor] = {}
         self.next: dict[str, Expr] = {}
 
-    def write(self, trainable: Mapping[str, str]) -> Step:
-        """The step; `trainable` gives the ids of weights by name."""
+    def write(self, trainable: Mapping[str, str], factors: Mapping[str, float]) -> Step:
+        """The step; `trainable` gives the ids of weights by name, `factors` the weights of losses."""
         weights = {name: self._weight(name, id) for name, id in trainable.items()}
         rate = self._input(RATE, ElementType.FLOAT, ())
         step = self._carried(STEP, np.zeros((), np.int64))
-        total, outputs = self._total(weights, trainable)
+        total, outputs = self._total(factors, weights, trainable)
         gradients = self._gradients(total, weights)
+        results = {TOTAL: total, **self._updates(weights, gradients, rate, step)}
+        for name, output in outputs.items():
+            if name in self.carried or name == RATE or results.get(name, output).value is not output.value:
+                raise _taken(name)
+        results = {**outputs, **results}
+        return self._step(results, tuple(outputs), tuple(weights))
+
+    def write_gradients(self, trainable: Mapping[str, str], factors: Mapping[str, float]) -> GradientStep:
+        """The losses and gradients alone."""
+        weights = {name: self._weight(name, id) for name, id in trainable.items()}
+        total, outputs = self._total(factors, weights, trainable)
+        gradients = self._gradients(total, weights)
+        results = {**outputs, TOTAL: total, **{GRADIENT + name: gradient for name, gradient in gradients.items()}}
+        self._finish(results)
+        return GradientStep(self.model, self.batch, tuple(outputs), tuple(weights))
+
+    def write_update(self, trainable: Mapping[str, str]) -> Step:
+        """What becomes of gradients that come from elsewhere."""
+        tensors = {name: self.graph.nodes[id].parameters["tensor"] for name, id in trainable.items()}
+        weights: dict[str, Expr] = {}
+        for name, tensor in tensors.items():
+            self.carried[name] = tensor
+            weights[name] = self._input(name, tensor.element, tensor.shape)
+        self.batch = tuple(GRADIENT + name for name in tensors)
+        gradients = {
+            name: self._input(GRADIENT + name, tensor.element, tensor.shape) for name, tensor in tensors.items()
+        }
+        rate = self._input(RATE, ElementType.FLOAT, ())
+        step = self._carried(STEP, np.zeros((), np.int64))
+        return self._step(self._updates(weights, gradients, rate, step), (), tuple(weights))
+
+    def _updates(
+        self, weights: Mapping[str, Expr], gradients: dict[str, Expr], rate: Expr, step: Expr
+    ) -> dict[str, Expr]:
+        """The norm of the gradients, and the next values of what is carried."""
         apply = self._accumulation(gradients) if self.accumulate > 1 else None
         norm = self._norm(gradients)
         if self.clip_norm is not None:
@@ -140,14 +222,19 @@ class _Writer:
         for name, weight in weights.items():
             self._update(name, weight, gradients[name], rate, counted, apply)
         self.next[STEP] = counted if apply is None else self.op.Where(apply, counted, step)
-        results = {TOTAL: total, NORM: norm, **{NEXT + name: value for name, value in self.next.items()}}
-        for name, output in outputs.items():
-            if name in self.carried or name == RATE or results.get(name, output).value is not output.value:
-                raise _taken(name)
-        results = {**outputs, **results}
-        return self._finished(results, tuple(outputs), tuple(weights))
+        return {NORM: norm, **{NEXT + name: value for name, value in self.next.items()}}
 
-    def _finished(self, results: Mapping[str, Expr], losses: tuple[str, ...], weights: tuple[str, ...]) -> Step:
+    def _step(self, results: Mapping[str, Expr], losses: tuple[str, ...], weights: tuple[str, ...]) -> Step:
+        self._finish(results)
+        pairs = [[name, NEXT + name] for name in self.carried]
+        notes = {"carried": pairs, "weights": list(weights), "losses": list(losses), "accumulate": self.accumulate}
+        self.model.metadata_props[METADATA] = json.dumps(notes)
+        return Step(
+            self.model, self.batch, losses, tuple(results), weights, dict(self.carried), accumulates=self.accumulate > 1
+        )
+
+    def _finish(self, results: Mapping[str, Expr]) -> None:
+        """Makes the model's outputs these."""
         graph = self.model.graph
         wanted = {value.name: value for value in graph.inputs}
         wanted |= {name: result.value for name, result in results.items()}
@@ -166,12 +253,6 @@ class _Writer:
         graph.outputs.clear()
         graph.outputs.extend(given)
         _drop_unused(self.model)
-        pairs = [[name, NEXT + name] for name in self.carried]
-        notes = {"carried": pairs, "weights": list(weights), "losses": list(losses), "accumulate": self.accumulate}
-        self.model.metadata_props[METADATA] = json.dumps(notes)
-        return Step(
-            self.model, self.batch, losses, tuple(results), weights, dict(self.carried), accumulates=self.accumulate > 1
-        )
 
     def _weight(self, name: str, id: str) -> Expr:
         """A weight that becomes an input of the step."""
@@ -200,12 +281,14 @@ class _Writer:
         self.carried[name] = tensor
         return self._input(name, tensor.element, tensor.shape)
 
-    def _total(self, weights: Mapping[str, Expr], ids: Mapping[str, str]) -> tuple[Expr, dict[str, Expr]]:
+    def _total(
+        self, factors: Mapping[str, float], weights: Mapping[str, Expr], ids: Mapping[str, str]
+    ) -> tuple[Expr, dict[str, Expr]]:
         """What falls, and the losses by output name."""
         values = {str(value.name): value for value in self.model.graph.outputs}
         outputs: dict[str, Expr] = {}
         total: Expr | None = None
-        for name, factor in self.losses.items():
+        for name, factor in factors.items():
             if name not in values:
                 there = ", ".join(values) or "none"
                 raise GraphError.at(name, "", "The graph has no such output.", f"The outputs are {there}.", "output")
@@ -263,6 +346,7 @@ class _Writer:
         return norm
 
     def _update(self, name: str, weight: Expr, gradient: Expr, rate: Expr, step: Expr, apply: Expr | None) -> None:
+        assert self.optimizer is not None
         zeros = np.zeros_like(self.carried[name].array())
         state = {slot: self._carried(f"{slot}.{name}", zeros) for slot in self.optimizer.slots}
         element = weight.element

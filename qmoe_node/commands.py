@@ -27,6 +27,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(quantize)
     app.command()(sweep)
+    app.command()(shard)
 
 
 def quantize(
@@ -101,3 +102,20 @@ def sweep(
         picture=picture,
         as_json=as_json,
     )
+
+
+def shard(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml or .png snippet or an .onnx model")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="[OUT]", help="write the spread graph here; without it, only show it")
+    ] = None,
+    parts: Annotated[int, typer.Option(min=1, help="parts that the experts are spread over")] = 2,
+    node: Annotated[
+        list[str] | None, typer.Option(help="spread this QMoE node; repeat for several [default: all]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Spread the experts of a graph's QMoE nodes over parts, which workers can hold (qmoe run --cluster)."""
+    from qmoe_node.sharding import show
+
+    show(file, out, parts, node, as_json)

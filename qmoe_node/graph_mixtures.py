@@ -43,7 +43,7 @@ def mixture_in(graph: Graph, node: str) -> Mixture:
         if tensor.element not in FLOATS:
             raise GraphError(Finding(f"expected floats; {tensor.element} came.", node, port, code="weights"))
         tensors[port] = tensor
-    settings = _settings(graph, node)
+    settings = settings_of(graph, node)
     for name in ("fc1", "fc2"):
         if f"{name}_experts_weights" not in tensors:
             raise GraphError(Finding("is not connected.", node, f"{name}_experts_weights", code="weights"))
@@ -84,7 +84,7 @@ def graph_samples(graph: Graph, nodes: Iterable[str], inputs: Mapping[str, np.nd
     found: dict[str, Samples] = {}
     for node, pair in sources.items():
         tokens, logits = (probes[str(source)] for source in pair)
-        settings = _settings(graph, node)
+        settings = settings_of(graph, node)
         chosen = route(
             logits,
             settings.k,
@@ -133,22 +133,22 @@ def replace_mixture(graph: Graph, node: str, converted: Converted) -> None:
             parameters: dict[str, Any] = {"tensor": tensor}
             if tensor.element in FLOATS:
                 parameters["training_type"] = TRAINED
-            id = graph.add("Initializer", _free(graph, f"{node}_{port}"), parameters=parameters)
+            id = graph.add("Initializer", free_id(graph, f"{node}_{port}"), parameters=parameters)
             graph.wire(PortRef(id, "value"), PortRef(node, port))
 
 
 def _rescale(graph: Graph, node: str, factors: np.ndarray, element: ElementType) -> None:
     source = graph.inputs_of(node)["input"]
     tensor = Tensor.from_array((1 / factors).astype(element.dtype))
-    id = graph.add("Initializer", _free(graph, f"{node}_input_factors"), parameters={"tensor": tensor})
-    product = graph.add("Mul", _free(graph, f"{node}_rescaled"))
+    id = graph.add("Initializer", free_id(graph, f"{node}_input_factors"), parameters={"tensor": tensor})
+    product = graph.add("Mul", free_id(graph, f"{node}_rescaled"))
     graph.cut(PortRef(node, "input"))
     graph.wire(source, PortRef(product, "A"))
     graph.wire(PortRef(id, "value"), PortRef(product, "B"))
     graph.wire(PortRef(product, "C"), PortRef(node, "input"))
 
 
-def _free(graph: Graph, id: str) -> str:
+def free_id(graph: Graph, id: str) -> str:
     number, found = 1, id
     while found in graph.nodes:
         number += 1
@@ -156,8 +156,8 @@ def _free(graph: Graph, id: str) -> str:
     return found
 
 
-def _settings(graph: Graph, node: str) -> Settings:
-    """GraphError if a parameter is malformed."""
+def settings_of(graph: Graph, node: str) -> Settings:
+    """The settings of a mixture; GraphError if a parameter is malformed."""
     node_type = graph.node_type(node)
     assert node_type is not None
 

@@ -30,6 +30,11 @@ app = typer.Typer(
 
 FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help="a .yaml or .png snippet or an .onnx model")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON instead of tables")]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS|local", help="the workers of a Ray cluster, or of one on this machine"),
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="workers of the cluster [default: all processors]")]
 
 
 def main() -> None:
@@ -152,9 +157,60 @@ def run(
         bool, typer.Option("--check-numerics", help="stop at the first node that makes a NaN or an infinity")
     ] = False,
     times: Annotated[bool, typer.Option(help="show the time of every node")] = True,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="run on a data set: .npz, .npy, .parquet, or a folder of such"),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="write a data set's results here")] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="rows that run together, of a data set [default: 256]")
+    ] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(min=1, help="rows in a file of results [default: 16 batches]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="do what is missing in --out")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="set batches aside that fail, and say which")] = False,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a graph once. Inputs that are not given are generated to shape."""
+    """Run a graph once, or over a data set. Inputs that are not given are generated to shape."""
+    if data is not None:
+        from runtime import cluster_commands
+
+        if out is None:
+            raise typer.BadParameter("say where the results go: --out FOLDER", param_hint="--data")
+        alone = {
+            "--output": output,
+            "--probe": probe,
+            "--size": size,
+            "--as-is": as_is,
+            "--check-numerics": check_numerics,
+        }
+        _none_of(alone, "of a single run; a data set is run with --data")
+        cluster_commands.over_data(
+            file,
+            data=data,
+            out=out,
+            inputs=inputs or [],
+            cluster=cluster,
+            workers=workers,
+            batch=batch,
+            shard_rows=shard_rows,
+            resume=resume,
+            skip_bad=skip_bad,
+            backend=backend,
+            precision=precision,
+            threads=threads,
+            as_json=as_json,
+        )
+        return
+    with_data = {"--out": out, "--batch": batch, "--shard-rows": shard_rows, "--resume": resume, "--skip-bad": skip_bad}
+    _none_of(with_data, "of a data set: --data")
+    if workers is not None and cluster is None:
+        raise typer.BadParameter("workers are of a cluster: --cluster local", param_hint="--workers")
+    if cluster is not None:
+        _none_of({"--probe": probe, "--as-is": as_is, "--check-numerics": check_numerics}, "of a run without --cluster")
     from runtime import reports
 
     reports.run(
@@ -170,8 +226,16 @@ def run(
         as_is=as_is,
         check_numerics=check_numerics,
         times=times,
+        cluster=cluster,
+        workers=workers,
         as_json=as_json,
     )
+
+
+def _none_of(options: dict[str, Any], why: str) -> None:
+    for name, value in options.items():
+        if value:
+            raise typer.BadParameter(f"it is {why}", param_hint=name)
 
 
 def _size(text: str) -> int:
@@ -353,9 +417,13 @@ def train(
     ] = None,
     backend: Annotated[Literal["onnxruntime", "numpy"], typer.Option(help="what runs the graph")] = "onnxruntime",
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
+    cluster: ClusterOption = None,
+    workers: WorkersOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a graph's trainable weights on arrays of samples."""
+    if workers is not None and cluster is None:
+        raise typer.BadParameter("workers are of a cluster: --cluster local", param_hint="--workers")
     from runtime.training import commands
 
     commands.train(
@@ -391,6 +459,8 @@ def train(
         metrics=metric or [],
         backend=backend,
         threads=threads,
+        cluster=cluster,
+        workers=workers,
         as_json=as_json,
     )
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import perf_counter
 from types import FrameType
@@ -28,6 +28,7 @@ from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType, ValueType
 
 if TYPE_CHECKING:
+    from runtime.cluster_commands import SpreadSession
     from runtime.session import Session
 
 _T = TypeVar("_T")
@@ -74,6 +75,8 @@ def run(
     as_is: bool,
     check_numerics: bool,
     times: bool,
+    cluster: str | None,
+    workers: int | None,
     as_json: bool,
 ) -> None:
     """Runs a graph once and prints its outputs and where the time went."""
@@ -82,12 +85,22 @@ def run(
     if output is not None and output.suffix != ".npz":
         raise FileError(output, f"has the ending {output.suffix!r}; expected .npz.", code="name")
     graph = opened(file)
-    session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
-    given = given_values(inputs, session)
-    feeds = given | generated_values(session, given, sizes, seed)
-    start = perf_counter()
-    outputs = forward(session, feeds, probes=probes, check_numerics=check_numerics, times=times)
-    seconds = perf_counter() - start
+    with ExitStack() as ends:
+        session: Session | SpreadSession
+        if cluster is None:
+            session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
+            options = {"probes": probes, "check_numerics": check_numerics, "times": times}
+        else:
+            from runtime.cluster_commands import SpreadSession
+            from runtime.hosting import Opening
+
+            session, options = SpreadSession(graph, cluster, workers, Opening(backend, threads, precision)), {}
+            ends.callback(session.close)
+        given = given_values(inputs, session)
+        feeds = given | generated_values(session, given, sizes, seed)
+        start = perf_counter()
+        outputs = watched(session.forward, feeds, **options)
+        seconds = perf_counter() - start
     if output is not None:
         values = outputs | session.last_run.probes
         write_arrays(output, dict(_arrays(values)))
@@ -117,7 +130,7 @@ def run(
                 str(facts.get("not_finite") or ""),
             )
     console.print(table)
-    if times:
+    if session.last_run.times:
         console.print(times_table({backend: session.last_run.times}))
     print_findings(session.findings)
     if output is not None:

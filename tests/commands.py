@@ -44,9 +44,10 @@ def qmoe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
     return call
 
 
-def start(*words: object, **options: Any) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+def start(*words: object, before: str = "", **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, which runs `before` first."""
     program = (
+        f"{before}\n"
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from runtime.cli import main\n"
         "sys.argv = ['qmoe', *sys.argv[1:]]\n"

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from runtime.arrays import read_arrays
+from runtime.cluster import Cluster, sentence
 from runtime.errors import FileError, Finding, GraphError
 from runtime.files import check_destination, save
 from runtime.graph import Graph
+from runtime.hosting import Opening
 from runtime.reports import console, errors, interrupting, opened
 from runtime.training.curve import save_curve
 from runtime.training.evaluation import Metric
@@ -64,6 +67,8 @@ def train(
     metrics: Sequence[str],
     backend: Any,
     threads: int | None,
+    cluster: str | None,
+    workers: int | None,
     as_json: bool,
 ) -> None:
     """Trains a graph, prints a line for every epoch, and writes the trained graph."""
@@ -86,17 +91,20 @@ def train(
     if plan["kind"] in ("linear", "cosine") and not plan["steps"]:
         plan["steps"] = max(1, chosen.epochs * -(-training // chosen.batch_size) - plan["warm_up"])
     chosen = replace(chosen, schedule=Schedule(**plan))
-    trainer = Trainer(graph, arrays, chosen, folder=folder, resume=resume, backend=backend, threads=threads)
     if output is not None:
         check_destination(output)
     if curve is not None:
         check_destination(curve, (".png",))
-    if not as_json:
-        weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
-        console.print(f"{graph.name or file.stem}: {weights:,} trainable weights, {training:,} samples", markup=False)
-        if resume:
-            console.print(f"goes on after epoch {trainer.epoch}")
-    trained = _run(trainer, as_json)
+    options: dict[str, Any] = {"folder": folder, "resume": resume, "backend": backend, "threads": threads}
+    with ExitStack() as ends:
+        if cluster is not None:
+            from runtime.training.parallel import ClusterRunner
+
+            pool = Cluster(cluster, workers, [{"graph": graph}], Opening(backend, threads), tell=_tell)
+            ends.callback(pool.close)
+            options["runner"] = ClusterRunner(graph, chosen, pool, tell=_tell, backend=backend, threads=threads)
+        trainer = Trainer(graph, arrays, chosen, **options)
+        trained = _trained(trainer, file, graph, training, resume, as_json)
     names = [name for entry in trainer.history[:1] for name in entry if name != "learning_rate"]
     if output is not None:
         save(trained, output)
@@ -121,6 +129,21 @@ def train(
     for written in (output, curve):
         if written is not None:
             console.print(f"Written to {written}.", markup=False)
+
+
+def _trained(trainer: Trainer, file: Path, graph: Graph, samples: int, resume: bool, as_json: bool) -> Graph:
+    if not as_json:
+        weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
+        console.print(f"{graph.name or file.stem}: {weights:,} trainable weights, {samples:,} samples", markup=False)
+        if resume:
+            console.print(f"goes on after epoch {trainer.epoch}")
+    return _run(trainer, as_json)
+
+
+def _tell(event: Mapping[str, Any]) -> None:
+    """Says what happens to workers that should not."""
+    if event["event"] != "worker":
+        errors.print(sentence(event), markup=False, soft_wrap=True)
 
 
 def _run(trainer: Trainer, quiet: bool) -> Graph:

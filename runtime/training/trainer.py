@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from zlib import crc32
 
 import numpy as np
@@ -88,6 +88,24 @@ class Progress:
     rate: float
 
 
+class Runner(Protocol):
+    """What makes training steps, and has the weights and the state; see `StepRunner`."""
+
+    def run(
+        self,
+        batch: Mapping[str, np.ndarray],
+        rate: float,
+        apply: bool = True,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, float]: ...
+
+    def carried(self) -> dict[str, np.ndarray]: ...
+
+    def weights(self) -> dict[str, np.ndarray]: ...
+
+    def restore(self, carried: Mapping[str, np.ndarray]) -> None: ...
+
+
 class Trainer:
     """Trains the weights of a graph on arrays by input name, which all have one sample in each row.
 
@@ -106,7 +124,9 @@ class Trainer:
         resume: bool = False,
         backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
         threads: int | None = None,
+        runner: Runner | None = None,
     ) -> None:
+        """`runner` makes the steps, where not this process does (`runtime.training.parallel`)."""
         self.settings = settings = settings or Settings()
         self._graph = graph.copy()
         self._step = training_step(
@@ -124,7 +144,7 @@ class Trainer:
         if settings.validation and not 0 < self._training < samples:
             raise _option(f"validation {settings.validation} of {samples} samples leaves one of the two parts empty.")
         self._samples = samples
-        self._runner = StepRunner(self._step, backend, threads)
+        self._runner: Runner = runner or StepRunner(self._step, backend, threads)
         self._folder = None if folder is None else Path(folder)
         self.history: list[dict[str, float]] = []
         """One entry an epoch: the mean training losses, the validation losses ("validation <name>"), the rate, the

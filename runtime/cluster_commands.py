@@ -1,0 +1,228 @@
+"""What `qmoe run --data` and `--cluster` do: a data set through workers, a spread graph over them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from runtime.backends.control import Progress
+from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence
+from runtime.datasets import open_data
+from runtime.errors import Finding, GraphError
+from runtime.graph import Graph, PortRef
+from runtime.guard import input_names
+from runtime.hosting import Failure, Opening
+from runtime.parts import Call, PartedSession, alone, parts_of
+from runtime.reports import console, errors, given_values, interrupting, opened
+from runtime.scoring import described, job_of, score
+from runtime.session import Run
+from runtime.shards import Results, Skipped
+
+
+def over_data(
+    file: Path,
+    *,
+    data: Path,
+    out: Path,
+    inputs: Sequence[str],
+    cluster: str | None,
+    workers: int | None,
+    batch: int | None,
+    shard_rows: int | None,
+    resume: bool,
+    skip_bad: bool,
+    backend: Any,
+    precision: Any,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Runs a graph on a data set and writes its outputs into a folder, in the order of the data."""
+    graph = opened(file)
+    names = list(input_names(graph).values())
+    types = {name: graph.checker.type_of(PortRef(id, "value")) for id, name in input_names(graph).items()}
+    fixed = given_values(inputs, SimpleNamespace(inputs=types, optional=frozenset())) if inputs else {}
+    rest = [name for name in names if name not in fixed]
+    job = job_of(graph, open_data(data, rest[0] if len(rest) == 1 else ""), fixed, batch, shard_rows, skip_bad)
+    opening = Opening(backend, threads, precision)
+    shower = _Shower(as_json, job.data.rows)
+    results = Results(out, described(file, job, opening), resume)
+    with ExitStack() as ends:
+        ends.callback(results.close)
+        pool = _pool(graph, cluster, workers, opening, fixed, shower.tell, job.data.processors)
+        ends.callback(pool.close)
+        cancel = threading.Event()
+        try:
+            with shower, interrupting(cancel), ThreadPoolExecutor(1) as thread:
+                rows, skipped = thread.submit(score, job, results, pool, shower.tell, cancel).result()
+        except KeyboardInterrupt:
+            text = f"{len(results.done)} of {job.shards} files of results are in {out}; go on with --resume."
+            errors.print(text, markup=False, soft_wrap=True)
+            raise
+    if not as_json:
+        _summary(out, rows, job.data.rows, skipped)
+
+
+class SpreadSession:
+    """A spread graph that runs with the workers of a cluster; what `qmoe run` needs of a `Session`."""
+
+    def __init__(self, graph: Graph, cluster: str, workers: int | None, opening: Opening) -> None:
+        """GraphError if the graph is not spread."""
+        parts = parts_of(graph)
+        if not parts:
+            raise GraphError(
+                Finding(
+                    "A single run has nothing to spread: the graph has no parts.",
+                    remedy="Spread its experts (qmoe shard), or give a data set (--data).",
+                    code="cluster",
+                )
+            )
+        self._pool = Spread(graph, parts, cluster, workers, opening, {}, lambda event: None)
+        self.inputs = self._pool.inputs
+        self.optional: frozenset[str] = frozenset()
+        self.findings: list[Finding] = []
+        self.last_run = Run()
+
+    def forward(
+        self, feeds: Mapping[str, Any], *, progress: Progress | None = None, cancel: threading.Event | None = None
+    ) -> dict[str, Any]:
+        """Runs the graph once; `progress` is not called. GraphError names the node that failed."""
+        (done,) = self._pool.map([Task(0, "run", ("graph", feeds))], cancel)
+        if isinstance(done.value, Failure):
+            raise GraphError(done.value.findings)
+        return dict(done.value)
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._pool.close()
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+def _pool(
+    graph: Graph,
+    cluster: str | None,
+    workers: int | None,
+    opening: Opening,
+    fixed: Mapping[str, Any],
+    tell: Tell,
+    spare: int,
+) -> Pool:
+    """Who does the work: this process; workers that have the whole graph each; or those that have a part each."""
+    if cluster is None:
+        if workers is not None:
+            raise GraphError(
+                Finding("--workers are of a cluster.", remedy=f"Say which: --cluster {LOCAL}.", code="option")
+            )
+        return Here({"graph": graph}, opening, fixed)
+    parts = parts_of(graph)
+    if not parts:
+        return Cluster(cluster, workers, [{"graph": graph}], opening, fixed, tell, spare)
+    return Spread(graph, parts, cluster, workers, opening, fixed, tell, spare)
+
+
+class Spread(Here):
+    """A spread graph: this process runs what is between the parts, and workers have a part each, or several."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        parts: Mapping[str, int],
+        cluster: str,
+        workers: int | None,
+        opening: Opening,
+        fixed: Mapping[str, Any],
+        tell: Tell,
+        spare: int = 0,
+    ) -> None:
+        super().__init__({"graph": graph}, opening, fixed)
+        count = min(workers or len(set(parts.values())), len(set(parts.values())))
+        numbers = {part: index % count for index, part in enumerate(sorted(set(parts.values())))}
+        self._owners = {node: numbers[part] for node, part in parts.items()}
+        graphs = [
+            {node: alone(graph, node) for node, owner in self._owners.items() if owner == number}
+            for number in range(count)
+        ]
+        self._cluster = Cluster(cluster, count, graphs, opening, tell=tell, spare=spare)
+        self.workers = count
+        try:
+            session = PartedSession(graph, parts, self._elsewhere, opening.backend, opening.threads, opening.precision)
+            self._host.adopt("graph", session)
+            self.inputs = session.inputs
+        except BaseException:
+            self._cluster.close()
+            raise
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._cluster.close()
+
+    def _elsewhere(self, calls: Sequence[Call]) -> list[Mapping[str, Any]]:
+        tasks = [Task(index, "run", call, self._owners[call[0]]) for index, call in enumerate(calls)]
+        found = {done.task.index: done.value for done in self._cluster.map(tasks, self._host.cancel)}
+        for value in found.values():
+            if isinstance(value, Failure):
+                raise GraphError(value.findings)
+        return [found[index] for index in range(len(calls))]
+
+
+# -- showing ----------------------------------------------------------------------------------------------------------
+
+
+class _Shower:
+    """Events as JSON lines, or as a bar with rate, time left and what each worker did."""
+
+    def __init__(self, as_json: bool, rows: int) -> None:
+        self._as_json = as_json
+        self._rows = rows
+        self._bar: Any = None
+        self._by_worker: dict[int, int] = {}
+
+    def __enter__(self) -> _Shower:
+        if not self._as_json and errors.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=errors, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task("starting", total=self._rows)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Shows one event."""
+        if self._as_json:
+            print(json.dumps(event), flush=True)
+            return
+        kind = event["event"]
+        if kind in ("worker lost", "skipped", "warning"):
+            errors.print(sentence(event), markup=False, soft_wrap=True)
+        if kind == "shard" and self._bar is not None:
+            worker = int(event["worker"])
+            self._by_worker[worker] = self._by_worker.get(worker, 0) + int(event["rows"])
+            total = sum(self._by_worker.values())
+            task = self._bar.tasks[0]
+            rate = total / task.elapsed if task.elapsed else 0.0
+            shares = ", ".join(f"worker {number}: {rows:,}" for number, rows in sorted(self._by_worker.items()))
+            done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares})"
+            self._bar.update(self._task, completed=min(self._rows, task.completed + event["rows"]), description=done)
+
+
+def _summary(out: Path, rows: int, all_rows: int, skipped: Collection[Skipped]) -> None:
+    text = f"{rows:,} rows done" if rows == all_rows else f"{rows:,} of {all_rows:,} rows done, the others were there"
+    console.print(f"{text}. Written to {out}.", markup=False, soft_wrap=True)
+    lost = sum(one.stop - one.start for one in skipped)
+    if lost:
+        console.print(
+            f"{lost:,} rows are set aside; {out / 'manifest.json'} says which and why.", markup=False, soft_wrap=True
+        )

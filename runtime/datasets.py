@@ -1,0 +1,275 @@
+"""Data sets: arrays by input name with one sample in each row, in files of any size, read piece by piece in order."""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+
+from runtime.errors import FileError
+
+Rows = dict[str, np.ndarray]
+
+WHOLE = 64 << 20
+"""Bytes of a file up to which a fingerprint is of all of them."""
+PIECE = 64 << 10
+"""Bytes of each of the 256 pieces, evenly spread, that a fingerprint takes of a larger file."""
+
+
+class DataSet(Protocol):
+    """Arrays by name, `rows` long each."""
+
+    path: Path
+    rows: int
+    names: tuple[str, ...]
+    processors: int
+    """How many processors of a cluster reading takes."""
+
+    @abstractmethod
+    def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        """`size` rows at a time, the last time what is left, from row `start` on."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells this data from other: plain data."""
+
+
+def open_data(path: Path, name: str = "") -> DataSet:
+    """A data set in a file (.npz, .npy, .parquet) or in a folder (of .npy files, one for each input, or of .parquet).
+
+    `name` is what the array of a single .npy file is called. Nothing that is in a file is executed. FileError says what
+    is wrong.
+    """
+    if path.is_dir():
+        arrays = sorted(path.glob("*.npy"))
+        tables = sorted(path.glob("*.parquet"))
+        if arrays and not tables:
+            return Arrays(path, {file.stem: _mapped(file) for file in arrays})
+        if tables and not arrays:
+            return Tables(path, tables)
+        came = "both" if arrays else "neither"
+        raise FileError(
+            path, f"expected a folder of .npy files, one for each input, or of .parquet files; it has {came}."
+        )
+    if not path.exists():
+        raise FileError(path, "is not there.")
+    match path.suffix.lower():
+        case ".npy":
+            return Arrays(path, {name: _mapped(path)})
+        case ".npz":
+            return Archive(path)
+        case ".parquet":
+            return Tables(path, [path])
+    raise FileError(path, "expected .npz, .npy, .parquet, or a folder of .npy or of .parquet files.", code="name")
+
+
+class Arrays:
+    """Mapped .npy files: nothing is read before it is looked at."""
+
+    processors = 0
+
+    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        self.path = path
+        self._arrays = arrays
+        self.names = tuple(arrays)
+        self.rows = _rows(path, {name: array.shape for name, array in arrays.items()})
+
+    def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        for first in range(start, self.rows, size):
+            yield {name: np.array(array[first : first + size]) for name, array in self._arrays.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        files = sorted(self.path.glob("*.npy")) if self.path.is_dir() else [self.path]
+        return {file.name: sampled_digest(file) for file in files}
+
+
+class Archive:
+    """A .npz file, compressed or not, that is read as a stream: memory does not grow with it."""
+
+    processors = 0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        shapes: dict[str, tuple[int, ...]] = {}
+        with self._opened() as archive:
+            self._members = {member.removesuffix(".npy"): member for member in archive.namelist()}
+            for name, member in self._members.items():
+                with archive.open(member) as file:
+                    shapes[name] = self._header(name, file)[0]
+        self.names = tuple(self._members)
+        self.rows = _rows(path, shapes)
+
+    def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        with self._opened() as archive:
+            files = {name: archive.open(member) for name, member in self._members.items()}
+            forms = {name: self._header(name, file) for name, file in files.items()}
+            at = 0
+            while at < self.rows:
+                count = min(size if at >= start else min(size, start - at), self.rows - at)
+                rows = {name: self._read(name, files[name], *forms[name], count) for name in files}
+                at += count
+                if at > start:
+                    yield rows
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {self.path.name: sampled_digest(self.path)}
+
+    def _opened(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile as error:
+            raise FileError(self.path, f"is no .npz file: {error}.") from error
+        except OSError as error:
+            raise FileError(self.path, f"cannot be read: {error.strerror or error}.") from error
+
+    def _header(self, name: str, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """The shape and type of an array whose elements come next."""
+        try:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise FileError(self.path, f"{name} cannot be read as an array: {error}.") from error
+        if dtype.hasobject:
+            raise FileError(self.path, f"{name} holds Python objects; expected plain numbers.")
+        if by_columns and len(shape) > 1:
+            raise FileError(
+                self.path, f"{name} is stored by columns; expected rows, as np.ascontiguousarray makes them."
+            )
+        return shape, dtype
+
+    def _read(self, name: str, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any], count: int) -> np.ndarray:
+        array = np.empty((count, *shape[1:]), dtype)
+        room = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+        done = 0
+        try:
+            while done < len(room):
+                piece = file.read(min(len(room) - done, 16 << 20))
+                if not piece:
+                    raise EOFError("it ends early")
+                room[done : done + len(piece)] = piece
+                done += len(piece)
+        except (EOFError, OSError, zipfile.BadZipFile) as error:
+            raise FileError(self.path, f"{name} cannot be read to its end: {error}.") from error
+        return array
+
+
+class Tables:
+    """Parquet files, which Ray Data reads: columns of numbers, or of lists of one length."""
+
+    processors = 1
+
+    def __init__(self, path: Path, files: list[Path]) -> None:
+        self.path = path
+        self._files = files
+        try:
+            from pyarrow import ArrowException
+            from pyarrow.parquet import ParquetFile
+        except ModuleNotFoundError as error:
+            raise FileError(
+                path, "Parquet is read by Ray Data, which is not installed: pip install 'qmoe-studio[cluster]'."
+            ) from error
+        self.rows = 0
+        self.names: tuple[str, ...] = ()
+        for number, file in enumerate(files):
+            try:
+                with ParquetFile(file) as table:
+                    self.rows += table.metadata.num_rows
+                    names = tuple(map(str, table.schema_arrow.names))
+            except (ArrowException, OSError) as error:
+                raise FileError(file, f"cannot be read as Parquet: {error}.") from error
+            if number and names != self.names:
+                raise FileError(file, f"has the columns {', '.join(names)}; {files[0].name}: {', '.join(self.names)}.")
+            self.names = names
+        if not self.rows:
+            raise FileError(path, "has no rows.")
+
+    def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        import ray
+        import ray.data
+
+        if not ray.is_initialized():  # it would start a cluster of its own, which nobody asked for
+            raise FileError(self.path, "Parquet is read by Ray Data, on a cluster: add --cluster local.")
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        table = ray.data.read_parquet([str(file) for file in self._files])
+        left = start
+        held: Rows = {}
+        for batch in table.iter_batches(batch_size=size, batch_format="numpy"):
+            rows = {name: self._array(name, column) for name, column in batch.items()}
+            count = len(next(iter(rows.values())))
+            dropped = min(left, count)
+            left -= dropped
+            rows = {name: array[dropped:] for name, array in rows.items()}
+            held = {name: np.concatenate([held[name], array]) for name, array in rows.items()} if held else rows
+            while held and len(next(iter(held.values()))) >= size:
+                yield {name: array[:size] for name, array in held.items()}
+                held = {name: array[size:] for name, array in held.items()}
+        if held and len(next(iter(held.values()))):
+            yield held
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {file.name: sampled_digest(file) for file in self._files}
+
+    def _array(self, name: str, column: np.ndarray) -> np.ndarray:
+        """Lists of one length as one array."""
+        if column.dtype != object or not len(column) or isinstance(column[0], str):
+            return column
+        lists = [
+            np.asarray(item.tolist() if isinstance(item, np.ndarray) and item.dtype == object else item)
+            for item in column
+        ]
+        sizes = {item.shape for item in lists}
+        if len(sizes) > 1 or any(item.dtype == object for item in lists):
+            raise FileError(self.path, f"the column {name} has lists of several lengths; expected one length.")
+        return np.stack(lists)
+
+
+def sampled_digest(path: Path) -> str:
+    """A digest of a file's size and content; of a large file's content, of pieces all over it."""
+    try:
+        size = path.stat().st_size
+        digest = sha256(str(size).encode())
+        with path.open("rb") as file:
+            if size <= WHOLE:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
+            else:
+                for number in range(256):
+                    file.seek((size - PIECE) * number // 255)
+                    digest.update(file.read(PIECE))
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise FileError(path, f"cannot be read as NumPy's .npy of plain numbers: {error}.") from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
+    return array
+
+
+def _rows(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many rows all arrays have."""
+    single = [name for name, shape in shapes.items() if not shape]
+    if single:
+        raise FileError(path, f"{single[0]} is a single number; expected an array with one sample in each row.")
+    lengths = {name: shape[0] for name, shape in shapes.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise FileError(path, f"all arrays must have the same number of rows; there are {listed}.")
+    if not lengths or not next(iter(lengths.values())):
+        raise FileError(path, "has no rows.")
+    return next(iter(lengths.values()))

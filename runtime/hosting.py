@@ -1,0 +1,219 @@
+"""What a worker does for a job that is spread over many: it holds sessions, and runs them on what it is sent."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+
+from runtime.errors import Cancelled, FileError, Finding, GraphError, StudioError
+from runtime.graph import Graph
+from runtime.session import Session
+from runtime.shards import Skipped
+
+if TYPE_CHECKING:
+    from runtime.training.parallel import GradientRunner
+
+Rows = Mapping[str, np.ndarray]
+MUST_AGREE = ("qmoe-studio", "onnxruntime", "numpy")
+"""The packages whose versions decide about numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a worker opens its graphs. `use_gpu`: on ONNX Runtime's CUDA provider, if it has that."""
+
+    backend: Literal["onnxruntime", "numpy"] = "onnxruntime"
+    threads: int | None = None
+    precision: Literal["exact", "fast"] = "exact"
+    use_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What could not be done, and why; `rows` are the rows of the data that it is about."""
+
+    findings: tuple[Finding, ...]
+    rows: tuple[int, int] | None = None
+    details: str = ""
+
+    def error(self) -> GraphError:
+        """The error as it would have been raised here."""
+        if self.rows is None:
+            return GraphError(self.findings)
+        first, last = self.rows[0], self.rows[1] - 1
+        remedy = "Mend these rows of the data, or set them aside: --skip-bad."
+        return GraphError(
+            [*self.findings, Finding(f"This came of rows {first} to {last} of the data.", remedy=remedy, code="batch")]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The outputs of some rows; `per` says which have a result for each row, and which for each batch."""
+
+    outputs: Mapping[str, np.ndarray] = field(repr=False)
+    per: Mapping[str, str]
+    skipped: tuple[Skipped, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Rows of the data from row `start` on, to be run `batch` at a time."""
+
+    start: int
+    rows: Rows = field(repr=False)
+    batch: int
+    skip_bad: bool = False
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return len(next(iter(self.rows.values())))
+
+
+class Runs(Protocol):
+    """What runs a graph: a session."""
+
+    def forward(self, inputs: Rows, /) -> dict[str, Any]: ...
+
+
+class Host:
+    """Sessions on graphs, each opened when it is first used."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[str, Graph] = {}
+        self._opening = Opening()
+        self._fixed: dict[str, np.ndarray] = {}
+        self._sessions: dict[str, Runs] = {}
+        self._gradients: GradientRunner | None = None
+        self.cancel = threading.Event()
+
+    def prepare(self, graphs: Mapping[str, Graph], opening: Opening, fixed: Rows | None = None) -> dict[str, Any]:
+        """Takes graphs by a key, and values of inputs that are the same in every run.
+
+        Returns where this is, and the versions of what numbers depend on.
+        """
+        if not self._graphs:
+            self._graphs, self._opening, self._fixed = dict(graphs), opening, dict(fixed or {})
+        return {"host": socket.gethostname(), "process": os.getpid(), "versions": versions()}
+
+    def adopt(self, key: str, session: Runs) -> None:
+        """Takes what runs the graph of a key, instead of a session of its own."""
+        self._sessions[key] = session
+
+    def score(self, piece: Piece) -> Scored | Failure:
+        """Runs rows through the graph "graph"."""
+        begun = perf_counter()
+        parts: list[dict[str, np.ndarray]] = []
+        counts: list[int] = []
+        skipped: list[Skipped] = []
+        for start, rows in _batches(piece):
+            count = len(next(iter(rows.values())))
+            if self.cancel.is_set():
+                raise Cancelled("cancelled")
+            try:
+                outputs = self._session("graph").forward({**self._fixed, **rows})
+            except Exception as error:
+                failed = replace(failure(error), rows=(start, start + count))
+                if not piece.skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
+                    return failed
+                skipped.append(Skipped(start, start + count, "\n".join(map(str, failed.findings))))
+                continue
+            parts.append(outputs)
+            counts.append(count)
+        try:
+            outputs, per = _joined(parts, counts)
+        except GraphError as error:
+            return Failure(error.findings)
+        return Scored(outputs, per, tuple(skipped), perf_counter() - begun)
+
+    def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
+        """Runs one graph once."""
+        try:
+            return self._session(key).forward(feeds)
+        except Exception as error:
+            return failure(error)
+
+    def gradients(self, weights: Rows, batch: Rows, losses: Mapping[str, float]) -> Any:
+        """Losses and gradients of the graph "graph" at some weights; see `runtime.training.parallel`."""
+        from runtime.training.parallel import GradientRunner
+
+        try:
+            if self._gradients is None:
+                opening = self._opening
+                self._gradients = GradientRunner(self._graphs["graph"], losses, opening.backend, opening.threads)
+            return self._gradients.run(weights, batch)
+        except Exception as error:
+            return failure(error)
+
+    def _session(self, key: str) -> Runs:
+        if key not in self._sessions:
+            opening = self._opening
+            providers = None
+            if opening.use_gpu:
+                import onnxruntime
+
+                if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+                    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+            self._sessions[key] = Session(
+                self._graphs[key], opening.backend, providers, opening.threads, opening.precision
+            )
+        return self._sessions[key]
+
+
+def versions() -> dict[str, str]:
+    """The versions, here, of what must be the same on every worker."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in MUST_AGREE}
+
+
+def failure(error: Exception) -> Failure:
+    """What went wrong, as data: exceptions do not cross to another process as they are."""
+    if isinstance(error, Cancelled):
+        raise error
+    if isinstance(error, GraphError):
+        return Failure(error.findings)
+    if isinstance(error, StudioError):
+        return Failure((Finding(str(error), code="file" if isinstance(error, FileError) else ""),))
+    if isinstance(error, MemoryError):
+        return Failure((Finding("There is not enough memory for it.", remedy="Use smaller batches.", code="memory"),))
+    text = f"Something went wrong that should not: {type(error).__name__}: {error}"
+    return Failure((Finding(text, code="internal"),), details=traceback.format_exc())
+
+
+def _batches(piece: Piece) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    for first in range(0, piece.count, piece.batch):
+        yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
+
+
+def _joined(parts: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The outputs of several batches together: row after row, or, where an output has no rows, batch after batch."""
+    outputs: dict[str, np.ndarray] = {}
+    per: dict[str, str] = {}
+    for name in parts[0] if parts else ():
+        values = [part[name] for part in parts]
+        if not all(isinstance(value, np.ndarray) for value in values):
+            raise _no_results(name, "a sequence, or absent")
+        if all(value.ndim and len(value) == count for value, count in zip(values, counts, strict=True)):
+            outputs[name], per[name] = np.concatenate(values), "row"
+        elif len({value.shape for value in values}) == 1:
+            outputs[name], per[name] = np.stack(values), "batch"
+        else:
+            shapes = " and ".join(dict.fromkeys(str(list(value.shape)) for value in values))
+            raise _no_results(name, f"of the shapes {shapes} for batches of {' and '.join(map(str, counts))} rows")
+    return outputs, per
+
+
+def _no_results(name: str, came: str) -> GraphError:
+    expected = "Results of a data set have one row for each row of data, or one shape for every batch"
+    return GraphError.at(name, "", f"{expected}; this output is {came}.", "Remove the output.", "shape")

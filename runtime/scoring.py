@@ -1,0 +1,203 @@
+"""A graph over a data set: pieces of it through workers, results into a folder, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from runtime.cluster import Done, Pool, Task, Tell
+from runtime.datasets import DataSet, sampled_digest
+from runtime.errors import Finding, GraphError
+from runtime.feeds import retyped
+from runtime.graph import Graph
+from runtime.guard import input_names
+from runtime.hosting import Failure, Opening, Piece, Scored, versions
+from runtime.shards import Results, Skipped
+from runtime.types import TensorType, ValueType
+
+BATCH = 256
+"""Rows that run together if nothing else is said."""
+BATCHES_IN_A_SHARD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A data set and how it is cut: `batch` rows run together, and `shard_rows` rows are a file of results."""
+
+    data: DataSet
+    batch: int
+    shard_rows: int
+    inputs: Mapping[str, ValueType]
+    fixed: Mapping[str, np.ndarray]
+    skip_bad: bool
+
+    @property
+    def shards(self) -> int:
+        """How many files of results there will be."""
+        return -(-self.data.rows // self.shard_rows)
+
+
+def job_of(
+    graph: Graph,
+    data: DataSet,
+    fixed: Mapping[str, np.ndarray],
+    batch: int | None = None,
+    shard_rows: int | None = None,
+    skip_bad: bool = False,
+) -> Job:
+    """The job of running a graph on a data set; `fixed` are inputs that are the same for all rows.
+
+    GraphError if there is no data for an input, or if the graph's inputs have a fixed number of rows that is not a
+    batch's.
+    """
+    names = input_names(graph)
+    inputs = {name: _type_at(graph, id) for id, name in names.items()}
+    if len(inputs) == 1 and data.names == ("",):
+        raise GraphError(Finding("The array of a .npy file must be named after its input.", code="input"))
+    missing = [name for name in inputs if name not in data.names and name not in fixed]
+    if missing:
+        there = f"The data has {', '.join(data.names)}."
+        raise GraphError(
+            Finding("There is no data for this input.", name, remedy=there, code="missing-input") for name in missing
+        )
+    declared = {
+        type.shape[0]
+        for name, type in inputs.items()
+        if name not in fixed and isinstance(type, TensorType) and type.shape and isinstance(type.shape[0], int)
+    }
+    if len(declared) == 1:
+        rows = declared.pop()
+        if batch not in (None, rows):
+            raise GraphError(
+                Finding(
+                    f"The graph's inputs have {rows} rows; a batch has {batch}.",
+                    remedy=f"Use --batch {rows}.",
+                    code="shape",
+                )
+            )
+        batch = rows
+    batch = batch or BATCH
+    shard_rows = shard_rows or batch * BATCHES_IN_A_SHARD
+    return Job(data, batch, -(-shard_rows // batch) * batch, inputs, fixed, skip_bad)
+
+
+def described(file: Path, job: Job, opening: Opening, replaced: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What must be the same for a job to be taken up again, as plain data."""
+    fixed = {name: sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[:16] for name, a in sorted(job.fixed.items())}
+    return {
+        "graph": sampled_digest(file)[:32],
+        "data": {name: digest[:32] for name, digest in job.data.fingerprint().items()},
+        "rows": job.data.rows,
+        "batch": job.batch,
+        "shard_rows": job.shard_rows,
+        "inputs": fixed,
+        "backend": opening.backend,
+        "precision": opening.precision,
+        "versions": versions(),
+        **(replaced or {}),
+    }
+
+
+def score(
+    job: Job, results: Results, pool: Pool, tell: Tell, cancel: threading.Event | None = None
+) -> tuple[int, list[Skipped]]:
+    """Does what is not done yet; returns how many rows were done, and all rows that were skipped.
+
+    `tell` is called with events, plain data, which the log gets too. GraphError with the rows at fault if a batch fails
+    and bad ones are not to be skipped; what was done stays. Cancelled within a batch after `cancel` is set.
+    """
+
+    def say(event: dict[str, Any]) -> None:
+        results.log(event)
+        tell(event)
+
+    rows = 0
+    begun = perf_counter()
+    say(
+        {
+            "event": "started",
+            "rows": job.data.rows,
+            "shards": job.shards,
+            "done": len(results.done),
+            "workers": pool.workers,
+        }
+    )
+    for done in pool.map(_tasks(job, results), cancel):
+        start = done.task.index * job.shard_rows
+        stop = min(start + job.shard_rows, job.data.rows)
+        scored = _scored(done, start, stop, job.skip_bad)
+        results.add(done.task.index, start, stop, scored.outputs, per=scored.per, skipped=scored.skipped)
+        rows += stop - start
+        for skipped in scored.skipped:
+            say({"event": "skipped", **asdict(skipped)})
+        say(
+            {
+                "event": "shard",
+                "index": done.task.index,
+                "rows": stop - start,
+                "seconds": round(scored.seconds, 4),
+                "worker": done.worker,
+                "done": len(results.done),
+                "of": job.shards,
+            }
+        )
+    results.finish()
+    everything = [skipped for _, shard in sorted(results.done.items()) for skipped in shard.skipped]
+    say({"event": "finished", "rows": rows, "seconds": round(perf_counter() - begun, 3), "skipped": len(everything)})
+    return rows, everything
+
+
+def _tasks(job: Job, results: Results) -> Iterator[Task]:
+    """A task for each shard that is not there; data that is not needed is passed over."""
+    missing = [index for index in range(job.shards) if index not in results.done]
+    if not missing:
+        return
+    pieces = job.data.pieces(job.shard_rows, missing[0] * job.shard_rows)
+    for index, rows in enumerate(pieces, missing[0]):
+        if index not in results.done:
+            start = index * job.shard_rows
+            wanted = {name: retyped(rows[name], type) for name, type in job.inputs.items() if name in rows}
+            yield Task(index, "score", (Piece(start, wanted, job.batch, job.skip_bad),))
+
+
+def _scored(done: Done, start: int, stop: int, skip_bad: bool) -> Scored:
+    """What a task gave; GraphError if it failed, and is not to be skipped."""
+    if isinstance(done.value, Scored):
+        return done.value
+    failure: Failure = done.value
+    if failure.rows is None and failure.findings[0].code == "crash":
+        failure = Failure(failure.findings, (start, stop), failure.details)
+        if skip_bad:
+            reason = "\n".join(map(str, failure.findings))
+            return Scored({}, {}, (Skipped(start, stop, reason),), 0.0)
+    raise failure.error()
+
+
+def _type_at(graph: Graph, id: str) -> ValueType:
+    from runtime.graph import PortRef
+
+    return graph.checker.type_of(PortRef(id, "value"))
+
+
+@contextmanager
+def working(
+    folder: Path, job: Mapping[str, Any], resume: bool, pool: Callable[[], Pool]
+) -> Iterator[tuple[Results, Pool]]:
+    """The folder and the workers of a job, while it runs."""
+    results = Results(folder, job, resume)
+    try:
+        workers = pool()
+        try:
+            yield results, workers
+        finally:
+            workers.close()
+    finally:
+        results.close()

@@ -1,0 +1,228 @@
+"""The results of a job over a data set, in a folder: numbered files, a journal while it runs, a manifest of all.
+
+`manifest.json` says what the job is, and at its end what every file holds. `part-00000.npz` and so on have the outputs
+by name, in the order of the data. `journal.jsonl` has a line for every file that is there, until the manifest has them;
+`log.jsonl` has what happened when. Every file but the journal and the log is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.arrays import read_arrays, write_arrays
+from runtime.atomic import replacing
+from runtime.errors import FileError
+from runtime.locks import take_lock
+
+MANIFEST = "manifest.json"
+JOURNAL = "journal.jsonl"
+LOG = "log.jsonl"
+FORMAT = 1
+LARGEST_MANIFEST = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Rows of the data, `start` to before `stop`, that have no results, and why."""
+
+    start: int
+    stop: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of results: of the rows `start` to before `stop`, but for those that were skipped.
+
+    `per` says of each output whether it has a result for each "row" or one for each "batch".
+    """
+
+    index: int
+    file: str
+    start: int
+    stop: int
+    bytes: int
+    per: Mapping[str, str]
+    skipped: Sequence[Skipped] = ()
+
+
+class Results:
+    """The folder while its job runs. `done` are the shards that are there, by index."""
+
+    def __init__(self, folder: Path, job: Mapping[str, Any], resume: bool) -> None:
+        """Takes a folder that is new or empty, or with `resume` one with a part of the same job's results.
+
+        FileError if there is something else in it, or if another process works on it.
+        """
+        self.folder = folder
+        self.job = json.loads(json.dumps(job))
+        self.done: dict[int, Shard] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            there = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        except OSError as error:
+            raise FileError(folder, f"cannot be written: {error.strerror or error}.") from error
+        if there and not resume:
+            if MANIFEST in there:
+                raise FileError(folder, "has results already: resume that job (--resume), or name another folder.")
+            raise FileError(folder, f"is not empty ({there[0]}): name another folder.")
+        try:
+            lock = take_lock(folder / ".lock")
+        except OSError as error:
+            raise FileError(folder, f"cannot be written: {error.strerror or error}.") from error
+        if lock is None:
+            raise FileError(folder, "is being written by another process.")
+        self._lock = lock
+        try:
+            if MANIFEST in there:
+                self._take_up()
+            elif there:
+                raise FileError(folder, f"has no {MANIFEST}: there is nothing to resume.")
+            else:
+                self._write_manifest(complete=False)
+        except FileError:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others have the folder."""
+        self._lock.close()
+
+    def add(self, index: int, start: int, stop: int, outputs: Mapping[str, np.ndarray], **facts: Any) -> Shard:
+        """Writes one shard. FileError if there is no room for it; what is there stays."""
+        name = f"part-{index:05d}.npz"
+        path = self.folder / name
+        write_arrays(path, outputs)
+        shard = Shard(index, name, start, stop, path.stat().st_size, **facts)
+        self._append(JOURNAL, asdict(shard), sync=True)
+        self.done[index] = shard
+        return shard
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Adds what happened to the log, with the time."""
+        self._append(LOG, {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
+
+    def finish(self) -> None:
+        """Writes the manifest of all shards; the journal goes."""
+        self._write_manifest(complete=True)
+        with suppress(OSError):  # it is not read when the manifest is complete
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        manifest = read_manifest(self.folder)
+        before = manifest["job"]
+        for key in self.job:
+            if before.get(key) != self.job[key]:
+                text = (
+                    f"has results of another job: {key} was {_brief(before.get(key))} and is {_brief(self.job[key])}."
+                )
+                raise FileError(self.folder, text)
+        for shard in [*manifest["shards"], *self._journal()]:
+            path = self.folder / shard.file
+            if path.is_file() and path.stat().st_size == shard.bytes and _is_whole(path):
+                self.done[shard.index] = shard
+
+    def _journal(self) -> Iterator[Shard]:
+        try:
+            lines = (self.folder / JOURNAL).read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise FileError(self.folder / JOURNAL, f"cannot be read: {error.strerror or error}.") from error
+        for line in lines:
+            with suppress(ValueError, TypeError, KeyError, AttributeError):  # a line that a crash cut off: done again
+                yield _shard(json.loads(line))
+
+    def _write_manifest(self, complete: bool) -> None:
+        shards = [asdict(shard) for _, shard in sorted(self.done.items())] if complete else []
+        content = {"format": FORMAT, "complete": complete, "job": self.job, "shards": shards}
+        with replacing(self.folder / MANIFEST) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
+
+    def _append(self, name: str, entry: Mapping[str, Any], sync: bool = False) -> None:
+        path = self.folder / name
+        try:
+            with path.open("ab+") as file:
+                end = file.seek(0, os.SEEK_END)
+                if end:  # after a crash the last line may lack its end
+                    file.seek(end - 1)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.write((json.dumps(entry) + "\n").encode())
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a folder of results says of itself: "job", "complete", and "shards" as `Shard`s."""
+    path = folder / MANIFEST
+    try:
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise FileError(path, "is too large for a manifest.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileError(path, "is not there: this is no folder of results.") from error
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise FileError(path, f"cannot be read: {error}.") from error
+    try:
+        if content["format"] != FORMAT:
+            raise FileError(path, f"has the format {content['format']!r}; this version reads {FORMAT}.")
+        shards = [_shard(entry) for entry in content["shards"]]
+        return {"job": dict(content["job"]), "complete": content["complete"] is True, "shards": shards}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileError(path, f"is no manifest: {error!r}.") from error
+
+
+def read_results(folder: str | Path) -> Iterator[dict[str, np.ndarray]]:
+    """The results of a finished job, shard after shard in the order of the data.
+
+    FileError if the job is not complete, or a file is not there.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if not manifest["complete"]:
+        raise FileError(folder, "is not complete: resume the job.")
+    for shard in manifest["shards"]:
+        yield read_arrays(folder / shard.file)
+
+
+def _shard(entry: Mapping[str, Any]) -> Shard:
+    numbers = {key: entry[key] for key in ("index", "start", "stop", "bytes")}
+    name = f"part-{numbers['index']:05d}.npz"
+    if any(type(number) is not int or number < 0 for number in numbers.values()) or entry["file"] != name:
+        raise ValueError("a shard's entry is not as it should be")
+    skipped = tuple(Skipped(int(one["start"]), int(one["stop"]), str(one["reason"])) for one in entry["skipped"])
+    return Shard(
+        file=name, per={str(key): str(value) for key, value in entry["per"].items()}, skipped=skipped, **numbers
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether every byte is as it was written."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,169 @@
+"""A training step over workers: each computes the gradients of a part of the batch, and their mean counts.
+
+Workers hold no state: every step they are sent the weights. So one may come or go between two steps, or die in one.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from runtime.backends.control import Control
+from runtime.cluster import Done, Pool, Task, Tell
+from runtime.errors import GraphError
+from runtime.graph import Graph
+from runtime.training.runner import StepRunner
+from runtime.training.step import GRADIENT, TOTAL, gradient_step, update_step
+
+if TYPE_CHECKING:
+    from runtime.training.trainer import Settings
+
+TOLERANCE = 1e-5
+"""How far the mean of the parts' losses may be, relative to it, from the loss of the whole batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gradients:
+    """Losses and gradients of some rows: means over these."""
+
+    losses: Mapping[str, float]
+    gradients: Mapping[str, np.ndarray] = field(repr=False)
+    rows: int
+
+
+class GradientRunner:
+    """What a worker has: the model of a graph's gradients, and what runs it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        losses: Mapping[str, float],
+        backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
+        threads: int | None = None,
+    ) -> None:
+        self._step = step = gradient_step(graph, losses)
+        self._engine: Any
+        if backend == "numpy":
+            from runtime.backends.numpy import Engine as NumpyEngine
+
+            self._engine = NumpyEngine(step.model)
+        else:
+            from runtime.backends.native import Options
+            from runtime.backends.onnxruntime import Engine as NativeEngine
+
+            self._engine = NativeEngine(step.model, Options(threads=threads or 0), frozenset())
+
+    def run(self, weights: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> Gradients:
+        """The gradients at these weights of the mean over these rows."""
+        step = self._step
+        values = self._engine.run({**batch, **weights}, step.outputs, Control())
+        found = dict(zip(step.outputs, values, strict=True))
+        gradients = {name: np.asarray(found[GRADIENT + name]) for name in step.weights}
+        losses = {name: float(np.asarray(found[name]).reshape(())) for name in (*step.losses, TOTAL)}
+        return Gradients(losses, gradients, len(next(iter(batch.values()))))
+
+
+class ClusterRunner:
+    """Makes training steps with the workers of a pool; else as a `StepRunner`, whose place it takes in a `Trainer`.
+
+    The pool's graphs must have the graph as "graph". Losses are to be means over the rows of a batch; if one is not,
+    the first step tells so, `{"event": "warning"}`: its value and its gradients are then means of the parts'.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        settings: Settings,
+        pool: Pool,
+        *,
+        tell: Tell | None = None,
+        backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
+        threads: int | None = None,
+    ) -> None:
+        self._pool, self._tell = pool, tell
+        self._losses = dict(settings.losses)
+        step = update_step(
+            graph,
+            settings.optimizer,
+            clip_norm=settings.clip_norm,
+            accumulate=settings.accumulate,
+            average=settings.average,
+        )
+        self._update = StepRunner(step, backend, threads)
+        self._steps = 0
+
+    def run(
+        self,
+        batch: Mapping[str, np.ndarray],
+        rate: float,
+        apply: bool = True,
+        cancel: threading.Event | None = None,
+    ) -> dict[str, float]:
+        """Makes one step; returns the losses, the total loss and the norm of the gradients.
+
+        A step that is cancelled, or fails, changes nothing.
+        """
+        rows = len(next(iter(batch.values())))
+        count = min(self._pool.workers, rows)
+        bounds = [rows * part // count for part in range(count + 1)]
+        weights = self._pool.share(self._update.weights())
+        parts = [{name: array[first:end] for name, array in batch.items()} for first, end in pairwise(bounds)]
+        if not self._steps and self._tell is not None and count > 1:
+            parts.append(dict(batch))
+        found = self._computed(weights, parts, cancel)
+        if len(found) > count:
+            self._warn(found.pop(), _mean(found)[0])
+        self._steps += 1
+        losses, gradients = _mean(found)
+        numbers = self._update.run({GRADIENT + name: value for name, value in gradients.items()}, rate, apply, cancel)
+        return {**losses, **numbers}
+
+    def carried(self) -> dict[str, np.ndarray]:
+        """Copies of the weights and the state by name."""
+        return self._update.carried()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights by name."""
+        return self._update.weights()
+
+    def restore(self, carried: Mapping[str, np.ndarray]) -> None:
+        """Goes on from these weights and this state. GraphError if they are not those of this step."""
+        self._update.restore(carried)
+
+    def _computed(
+        self, weights: Any, parts: Sequence[Mapping[str, np.ndarray]], cancel: threading.Event | None
+    ) -> list[Gradients]:
+        """The gradients of the parts, in their order, whoever computed them when."""
+        tasks = (Task(index, "gradients", (weights, part, self._losses)) for index, part in enumerate(parts))
+        found: dict[int, Done] = {done.task.index: done for done in self._pool.map(tasks, cancel)}
+        values = [found[index].value for index in range(len(parts))]
+        for value in values:
+            if not isinstance(value, Gradients):
+                raise GraphError(value.findings)
+        return values
+
+    def _warn(self, whole: Gradients, losses: Mapping[str, float]) -> None:
+        assert self._tell is not None
+        for name, value in whole.losses.items():
+            if abs(losses[name] - value) > TOLERANCE * max(1.0, abs(value)):
+                text = (
+                    f"{name} is no mean over the rows of a batch: {value:.6g} of the whole, {losses[name]:.6g} as the "
+                    "mean of the workers' parts. Training goes by the parts."
+                )
+                self._tell({"event": "warning", "message": text})
+
+
+def _mean(parts: Sequence[Gradients]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Losses and gradients of all parts together, weighted by their rows, summed in float64."""
+    rows = sum(part.rows for part in parts)
+    losses = {name: sum(part.losses[name] * part.rows for part in parts) / rows for name in parts[0].losses}
+    gradients: dict[str, np.ndarray] = {}
+    for name, first in parts[0].gradients.items():
+        total = sum(part.gradients[name].astype(np.float64) * (part.rows / rows) for part in parts)
+        gradients[name] = np.asarray(total).astype(first.dtype)
+    return losses, gradients

@@ -1,0 +1,263 @@
+"""Experts spread over parts: the same numbers, on one machine and cut apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qmoe_node.sharding import shard
+from runtime import load, save
+from runtime.check import check
+from runtime.errors import GraphError
+from runtime.graph import ABSENT, Graph, PortRef
+from runtime.parts import PartedSession, alone, parts_of
+from runtime.session import Session
+from runtime.tensors import Tensor
+from runtime.types import ElementType
+from tests.commands import ROOT, Qmoe, qmoe
+
+__all__ = ["qmoe"]
+
+
+def layered(
+    layers: int = 1,
+    *,
+    experts: int = 6,
+    k: int = 2,
+    element: str = "float",
+    bias: bool = True,
+    router_weights: bool = False,
+    three: bool = False,
+    **parameters: Any,
+) -> Graph:
+    """QMoE layers behind each other, each with a residual; hidden 32, 16 rows inside, 4 bits in blocks of 16."""
+    random = np.random.default_rng(layers)
+    dtype = ElementType.parse(element).dtype
+    graph = Graph("layers")
+    graph.add(
+        "Input", "x", parameters={"type": f"tensor({element})", "shape": [*(["batch"] if three else []), "n", 32]}
+    )
+    graph.add(
+        "Input", "logits", parameters={"type": f"tensor({element})", "shape": ["tokens" if three else "n", experts]}
+    )
+    if router_weights:
+        graph.add(
+            "Input", "mix", parameters={"type": f"tensor({element})", "shape": ["tokens" if three else "n", experts]}
+        )
+    before = "x.value"
+    for layer in range(layers):
+        moe = graph.add(
+            "com.microsoft.QMoE",
+            f"moe{layer}",
+            parameters={"k": k, "block_size": 16, "activation_type": "silu", **parameters},
+        )
+        tensors: dict[str, np.ndarray] = {
+            "fc1_experts_weights": random.integers(0, 256, (experts, 16, 16), np.uint8),
+            "fc1_scales": random.uniform(0.01, 0.1, (experts, 16, 2)).astype(dtype),
+            "fc2_experts_weights": random.integers(0, 256, (experts, 32, 8), np.uint8),
+            "fc2_scales": random.uniform(0.01, 0.1, (experts, 32, 1)).astype(dtype),
+        }
+        if bias:
+            tensors["fc1_experts_bias"] = random.standard_normal((experts, 16)).astype(dtype)
+            tensors["fc2_experts_bias"] = random.standard_normal((experts, 32)).astype(dtype)
+        for port, array in tensors.items():
+            graph.add("Initializer", f"{moe}_{port}", parameters={"tensor": Tensor.from_array(array)})
+            graph.wire(f"{moe}_{port}.value", f"{moe}.{port}")
+        graph.wire(before, f"{moe}.input")
+        graph.wire("logits.value", f"{moe}.router_probs")
+        if router_weights:
+            graph.wire("mix.value", f"{moe}.router_weights")
+        graph.add("Add", f"add{layer}")
+        graph.wire(before, f"add{layer}.A")
+        graph.wire(f"{moe}.output", f"add{layer}.B")
+        before = f"add{layer}.C"
+    graph.add("Output", "y")
+    graph.wire(before, "y.value")
+    return graph
+
+
+def feeds_for(graph: Graph, tokens: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    feeds: dict[str, np.ndarray] = {}
+    for id, state in graph.nodes.items():
+        if state.type != "Input":
+            continue
+        dtype = ElementType.parse(str(state.parameters["type"])[7:-1]).dtype
+        sizes = {"n": tokens, "batch": 2, "tokens": 2 * tokens}
+        shape = [size if isinstance(size, int) else sizes[size] for size in state.parameters["shape"]]
+        feeds[id] = random.standard_normal(shape, np.float32).astype(dtype)
+    return feeds
+
+
+def apart(graph: Graph, backend: Any = "onnxruntime") -> PartedSession:
+    """The graph with every part in a session of its own."""
+    parts = parts_of(graph)
+    sessions = {node: Session(alone(graph, node), backend) for node in parts}
+    return PartedSession(graph, parts, lambda calls: [sessions[node].forward(feeds) for node, feeds in calls], backend)
+
+
+def wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    parts=st.integers(1, 6),
+    k=st.integers(1, 6),
+    tokens=st.integers(0, 9),
+    layers=st.integers(1, 2),
+    bias=st.booleans(),
+    router_weights=st.booleans(),
+    normalize=st.booleans(),
+    three=st.booleans(),
+    backend=st.sampled_from(["onnxruntime", "numpy"]),
+)
+def test_a_spread_mixture_gives_the_numbers_of_the_whole(
+    parts: int, k: int, tokens: int, layers: int, backend: Any, normalize: bool, **options: Any
+) -> None:
+    graph = layered(layers, k=k, normalize_routing_weights=normalize, **options)
+    feeds = feeds_for(graph, tokens)
+    whole = Session(graph, backend).forward(feeds)["y"]
+    spread = shard(graph, parts)
+    assert check(spread) == []
+    for session in (Session(spread, backend), apart(spread, backend)):
+        found = session.forward(feeds)["y"]
+        assert found.dtype == whole.dtype and found.shape == whole.shape
+        np.testing.assert_allclose(found, whole, rtol=1e-6, atol=1e-6 * max(1.0, float(np.abs(whole).max(initial=0))))
+
+
+@pytest.mark.parametrize("element", ["float16", "bfloat16"])
+def test_parts_compute_in_float32_and_round_once(element: str) -> None:
+    graph = layered(element=element)
+    feeds = feeds_for(graph, 20)
+    whole = wide(Session(graph).forward(feeds)["y"])
+    found = Session(shard(graph, 3)).forward(feeds)["y"]
+    assert found.dtype == feeds["x"].dtype
+    unit = 2.0**-11 if element == "float16" else 2.0**-8
+    assert np.abs(wide(found) - whole).max() <= unit * np.abs(whole).max()
+    assert np.mean(wide(found) == whole) > 0.99
+
+
+def test_the_sparse_mixer_and_unordered_logits_are_routed_as_before() -> None:
+    graph = layered(use_sparse_mixer=True)
+    feeds = feeds_for(graph, 20)
+    np.testing.assert_allclose(
+        Session(shard(graph, 2), "numpy").forward(feeds)["y"],
+        Session(graph, "numpy").forward(feeds)["y"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+    graph = layered()
+    feeds = feeds_for(graph, 5)
+    feeds["logits"][2, 1] = np.nan
+    whole, found = Session(graph).forward(feeds)["y"], Session(shard(graph, 2)).forward(feeds)["y"]
+    assert np.isnan(whole[2]).all() and np.array_equal(np.isnan(found), np.isnan(whole))
+
+
+def test_a_part_has_its_experts_and_no_others() -> None:
+    graph = layered(experts=6)
+    spread = shard(graph, 4)
+    parts = parts_of(spread)
+    assert sorted(parts.values()) == [0, 1, 2, 3]
+    sizes = []
+    for node in parts:
+        part = alone(spread, node)
+        tensors = {
+            target.port: part.nodes[source.node].parameters["tensor"]
+            for target, source in part.wires.items()
+            if "tensor" in part.nodes[source.node].parameters
+        }
+        sizes.append(tensors["fc1_experts_weights"].shape[0])
+        assert {tensor.shape[0] for tensor in tensors.values()} == {sizes[-1]}
+    assert sizes == [1, 2, 1, 2]
+    whole = graph.nodes["moe0_fc1_experts_weights"].parameters["tensor"].array()
+    own = [spread.nodes[f"moe0_part_{part}_fc1_experts_weights"].parameters["tensor"].array() for part in range(4)]
+    assert np.array_equal(np.concatenate(own), whole)
+    assert "moe0_fc1_experts_weights" not in spread.nodes and "moe0_fc1_experts_weights" in graph.nodes
+
+
+def test_layers_of_one_kind_share_their_functions_and_the_document_is_saved(tmp_path: Path) -> None:
+    graph = shard(layered(2), 2)
+    assert sorted(graph.section("functions")) == ["qmoe.parts::Collect", "qmoe.parts::Route", "qmoe.parts::Select"]
+    feeds = feeds_for(graph, 7)
+    expected = Session(graph).forward(feeds)["y"]
+    for name in ("spread.yaml", "spread.onnx", "spread.png"):
+        save(graph, tmp_path / name)
+        read = load(tmp_path / name)
+        np.testing.assert_allclose(Session(read).forward(feeds)["y"], expected, rtol=1e-6, atol=1e-6)
+        assert parts_of(read) == parts_of(graph)
+
+
+def test_what_cannot_be_spread_is_refused() -> None:
+    def fails(graph: Graph, message: str, parts: int = 2, nodes: list[str] | None = None) -> None:
+        with pytest.raises(GraphError, match=message):
+            shard(graph, parts, nodes)
+
+    fails(layered(experts=3), "moe0: 3 experts cannot be spread over 4 parts", 4)
+    fails(layered(), "no QMoE node of this name. The QMoE nodes are moe0", nodes=["moe7"])
+    fails(Graph(), "no QMoE node to spread")
+    fails(layered(), "1 part at least; 0 came", 0)
+    old = layered()
+    old.set("", "", 13, section="opsets")
+    fails(old, "version 13 of the standard operators; spreading experts needs 15")
+    computed = layered()
+    computed.add("Identity", "copy")
+    computed.wire("moe0_fc1_scales.value", "copy.input")
+    computed.wire("copy.output", "moe0.fc1_scales")
+    fails(computed, "moe0.fc1_scales: is computed when the graph runs")
+    wrong = layered()
+    wrong.set("moe0", "k", 99)
+    fails(wrong, "moe0")
+    assert parts_of(layered()) == {}
+    said = layered()
+    said.set("", "parts", {"moe0": -1}, section="layout")
+    with pytest.raises(GraphError, match="numbers of parts"):
+        parts_of(said)
+    said.set("", "parts", ABSENT, section="layout")
+
+
+def test_values_are_brought_from_every_stage_to_those_that_need_them() -> None:
+    """A graph that reads an input, an early value and a part's result late, and gives some of them out."""
+    graph = layered(2)
+    for id, source in (("early", "add0.C"), ("given", "x.value"), ("twice", "moe0.output")):
+        graph.add("Output", id)
+        graph.wire(source, f"{id}.value")
+    graph.add("Mul", "late")
+    graph.wire("add1.C", "late.A")
+    graph.wire("add0.C", "late.B")
+    graph.add("Output", "product")
+    graph.wire("late.C", "product.value")
+    spread = shard(graph, 2)
+    feeds = feeds_for(graph, 6)
+    whole, found = Session(graph).forward(feeds), apart(spread).forward(feeds)
+    assert list(found) == list(whole)
+    for name in whole:
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(GraphError, match="logits"):
+        apart(spread).forward({"x": feeds["x"]})
+
+
+def test_a_session_of_the_spread_layer_keeps_no_weights_of_other_parts() -> None:
+    graph = shard(layered(experts=4), 4)
+    part = alone(graph, "moe0_part_2")
+    assert {state.type for state in part.nodes.values()} == {"Input", "Initializer", "Output", "com.microsoft.QMoE"}
+    assert str(part.checker.type_of(PortRef("moe0_part_2", "output"))).startswith("tensor(float) [")
+
+
+def test_the_command_shows_and_writes_a_spread_graph(qmoe: Qmoe, tmp_path: Path) -> None:
+    source = ROOT / "snippets" / "digits_moe.yaml"
+    shown = qmoe("shard", source, "--parts", 4, "--json")
+    rows = json.loads(shown.out)["nodes"]
+    assert [row["experts"] for row in rows] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert not list(tmp_path.iterdir())
+    ended = qmoe("shard", source, "spread.yaml", "--parts", 2)
+    assert ended.code == 0 and "Written to spread.yaml" in ended.out
+    assert qmoe("check", "spread.yaml").code == 0
+    assert qmoe("shard", source, "spread.txt").code in (1, 2)
+    assert "8 experts cannot be spread over 9 parts" in qmoe("shard", source, "--parts", 9).err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import warnings
 from collections import deque
@@ -368,6 +369,7 @@ def connect(address: str, processors: int) -> Any:
         options |= {"_node_ip_address": "127.0.0.1"}
     else:
         options["address"] = address
+        _knock(address)
     if ray.is_initialized():
         if address == LOCAL:
             raise GraphError(Finding("This process is connected to a cluster already.", code="cluster"))
@@ -385,6 +387,23 @@ def connect(address: str, processors: int) -> Any:
                 )
             ) from error
     return ray
+
+
+def _knock(address: str) -> None:
+    """GraphError if nobody listens at host:port: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), 5).close()
+    except (OSError, OverflowError) as error:
+        raise GraphError(
+            Finding(
+                f"There is no cluster to be had at {address}: {error}.",
+                remedy="Start one (ray start --head), or use --cluster local.",
+                code="cluster",
+            )
+        ) from error
 
 
 def _absent(message: str) -> GraphError:

@@ -272,6 +272,8 @@ def quantize(
         raise GraphError(Finding(text, remedy="Give them with --calibration.", code="option"))
     found = source_of(source, layers_of(layers))
     _check_out(out, isinstance(found, Document))
+    if out.exists() and out.samefile(source):
+        raise FileError(out, "holds the floats that are quantized: write to another name.", code="name")
     arrays = calibration_of(calibration)
     if arrays:
         found.check(arrays)

@@ -138,6 +138,8 @@ def test_what_is_wrong_is_said_and_nothing_is_left(qmoe: Qmoe, tokens: Path, flo
         ((floats, "x.yaml", "--method", "half-quadratic"), 2, "asymmetric"),
         ((floats, "x"), 2, "expected a name"),
         ((floats, "x.yaml", "-c", "absent.npz"), 1, "is not there"),
+        ((floats, floats), 2, "holds the floats that are quantized"),
+        ((broken, broken), 2, "holds the floats that are quantized"),
     ]
     for words, code, sentence in cases:
         ended = qmoe("quantize", *words)

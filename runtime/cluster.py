@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import warnings
@@ -353,6 +354,8 @@ def connect(address: str, processors: int) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address == LOCAL and "RAY_AUTH_MODE" not in os.environ:  # nobody else on this machine, or near it, gets in
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         import ray
     except ModuleNotFoundError as error:
@@ -366,7 +369,6 @@ def connect(address: str, processors: int) -> Any:
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address == LOCAL:
         options |= {"address": LOCAL, "num_cpus": processors, "include_dashboard": False}
-        options |= {"_node_ip_address": "127.0.0.1"}
     else:
         options["address"] = address
         _knock(address)

@@ -334,6 +334,10 @@ class Cluster:
 def sentence(event: Mapping[str, Any]) -> str:
     """What happened, for people."""
     match event["event"]:
+        case "worker":
+            return f"Worker {event['worker']} is there: {event['host']}, process {event['process']}."
+        case "finished":
+            return f"Finished: {event['rows']:,} rows in {event['seconds']:g} s, {event['skipped']} batches set aside."
         case "worker lost":
             return f"Worker {event['worker']} is lost ({event['error']}); its work is done again."
         case "skipped":

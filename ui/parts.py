@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 from ui import (
+    data_runs,
     exchange,
     experts,
     export,
@@ -39,6 +40,7 @@ PARTS: tuple[ModuleType, ...] = (
     probes,
     experts,
     training,
+    data_runs,
     wire_tip,
     quick_drop,
     menus,
@@ -63,7 +65,20 @@ MENUS: dict[str, tuple[str, ...]] = {
     "Insert": ("Quick drop…", "Find in the palette", "Wire from the selected node…"),
     "Diagram": ("Clean up", "", "Frame", "Frame's title…", "Remove the frame", "", "Remove broken wires"),
     "Run": (
-        *("Run", "Run backward", "Run to here", "Stop", "Train", "", "Probe", "", "On onnxruntime", "On numpy", ""),
+        *(
+            "Run",
+            "Run backward",
+            "Run to here",
+            "Stop",
+            "Train",
+            "Over a data set, or on a cluster…",
+            "",
+            "Probe",
+            "",
+            "On onnxruntime",
+            "On numpy",
+            "",
+        ),
         *("Measure time per node", "Stop at NaN or infinity"),
     ),
     "View": (

@@ -23,6 +23,7 @@ PARTS = {
     "files": "Large files",
     "quantizers": "Quantizing",
     "editor": "The editor",
+    "cluster": "Workers on Ray",
     "growth": "Growth",
 }
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"

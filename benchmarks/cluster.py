@@ -1,0 +1,215 @@
+"""Workers on Ray: what a second one gains, what handing out work costs, what is sent for each token of a spread layer.
+
+Workers have one thread each. Their start is not measured: a job is long.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.figures import Figure, spread
+from benchmarks.layers import layer
+from runtime import Graph, load, save
+
+ROWS = 200_000
+TOKENS = 128
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        yield Figure("workers", 0.0, "", note="skipped: Ray is not installed (the extra `cluster`)")
+        return
+    folder = Path(tempfile.mkdtemp(prefix="qmoe-bench-"))
+    try:
+        yield from _of_digits(folder, 2 if quick else 5)
+        save(layer(), folder / "layer.yaml")
+        yield from _of_the_layer(load(folder / "layer.yaml"), folder, 12 if quick else 48)
+        yield from _of_parts(load(folder / "layer.yaml"), folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_digits(folder: Path, times: int) -> Iterator[Figure]:
+    """The digits that come along, again and again."""
+    root = Path(__file__).resolve().parents[1] / "snippets"
+    with np.load(root / "digits.npz") as archive:
+        x, y = archive["images"].astype(np.float32) / 16, archive["digits"].astype(np.int64)
+    repeat = -(-ROWS // len(x))
+    np.savez(folder / "digits.npz", x=np.tile(x, (repeat, 1))[:ROWS], y=np.tile(y, repeat)[:ROWS])
+    graph = load(root / "digits_moe.yaml")
+    taken: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(times):
+        for workers, own in taken.items():
+            own.append(_scored(graph, folder / "digits.npz", folder, workers)[0])
+    one, two = (statistics.median(own) for own in taken.values())
+    yield Figure(
+        f"digits, {ROWS:,} rows: two workers beside one",
+        two,
+        "s",
+        spread(taken[2]),
+        one,
+        "speed",
+        1.8,
+        f"{ROWS / two:,.0f} rows a second",
+    )
+
+
+def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
+    """Batches of tokens through the layer of 400 MB; and tasks of about 100 ms, each on its own."""
+    random = np.random.default_rng(0)
+    x = random.standard_normal((batches * TOKENS, 2880), np.float32)
+    router = random.standard_normal((batches * TOKENS, 32), np.float32)
+    np.savez(folder / "tokens.npz", x=x, router=router)
+    taken: dict[int, float] = {}
+    memory: dict[int, int] = {}
+    for workers in (1, 2):
+        taken[workers], _, memory[workers] = _scored(graph, folder / "tokens.npz", folder, workers, TOKENS, TOKENS)
+    yield Figure(
+        f"the layer, {batches} batches of {TOKENS} tokens: two workers beside one",
+        taken[2],
+        "s",
+        0.0,
+        taken[1],
+        "speed",
+        1.8,
+        f"{memory[1] >> 20} MiB a worker of one, {memory[2] >> 20} MiB of two (shared pages in equal parts)",
+    )
+    few = 4
+    np.savez(folder / "few.npz", x=x[: 100 * few], router=router[: 100 * few])
+    wall, busy, _ = _scored(graph, folder / "few.npz", folder, 1, few, few)
+    yield Figure(
+        f"handing out 100 tasks of {busy * 10:.0f} ms: all the time beside the worker's own",
+        wall,
+        "s",
+        0.0,
+        busy,
+        "ratio",
+        1.02,
+    )
+
+
+def _of_parts(graph: Graph, folder: Path) -> Iterator[Figure]:
+    """The layer's experts spread over two workers, beside all of them in one."""
+    from qmoe_node.sharding import shard
+    from runtime.cluster import Cluster, Task
+    from runtime.cluster_commands import Spread
+    from runtime.hosting import Opening
+    from runtime.parts import parts_of
+
+    save(shard(graph, 2), folder / "spread.yaml")
+    spread_graph = load(folder / "spread.yaml")
+    random = np.random.default_rng(0)
+    feeds = {
+        "x": random.standard_normal((TOKENS, 2880), np.float32),
+        "router": random.standard_normal((TOKENS, 32), np.float32),
+    }
+    opening = Opening(threads=1)
+
+    def times(pool: Any) -> list[float]:
+        own: list[float] = []
+        for _ in range(9):
+            start = time.perf_counter()
+            (done,) = pool.map([Task(0, "run", ("graph", feeds))])
+            assert isinstance(done.value, dict), done.value
+            own.append(time.perf_counter() - start)
+        return own[2:]
+
+    whole_pool = Cluster("local", 1, [{"graph": graph}], opening)
+    try:
+        whole = times(whole_pool)
+    finally:
+        whole_pool.close()
+    pool = Spread(spread_graph, parts_of(spread_graph), "local", 2, opening, {}, lambda event: None)
+    try:
+        apart = times(pool)
+    finally:
+        pool.close()
+    sent = 2 * 2880 * 4 * 4 + 2 * 16 * 4 * 4
+    yield Figure(
+        f"the layer's experts over two workers, {TOKENS} tokens, beside one worker",
+        statistics.median(apart) * 1e3,
+        "ms",
+        spread(apart) * 1e3,
+        statistics.median(whole) * 1e3,
+        "speed",
+        None,
+        f"{sent:,} bytes sent and received for each token",
+    )
+
+
+def _scored(
+    graph: Graph, data: Path, folder: Path, workers: int, batch: int | None = None, shard_rows: int | None = None
+) -> tuple[float, float, int]:
+    """Seconds for all rows with workers that are warm, seconds that they worked, and the memory of one in bytes."""
+    from runtime.cluster import Cluster
+    from runtime.datasets import open_data
+    from runtime.hosting import Opening
+    from runtime.scoring import job_of, score
+
+    opening = Opening(threads=1)
+    job = job_of(graph, open_data(data), {}, batch, shard_rows)
+    events: list[Mapping[str, Any]] = []
+    pool = Cluster("local", workers, [{"graph": graph}], opening, tell=events.append)
+    try:
+        with _results(folder) as warm:
+            score(job_of(graph, _Few(open_data(data)), {}, batch, batch), warm, pool, lambda event: None)
+        with _results(folder) as results:
+            start = time.perf_counter()
+            score(job, results, pool, events.append)
+            taken = time.perf_counter() - start
+        processes = {event["process"] for event in events if event["event"] == "worker"}
+        memory = max(_proportional(process) for process in processes)
+    finally:
+        pool.close()
+    return taken, sum(event["seconds"] for event in events if event["event"] == "shard"), memory
+
+
+@contextmanager
+def _results(folder: Path) -> Iterator[Any]:
+    from runtime.shards import Results
+
+    out = folder / "out"
+    results = Results(out, {}, False)
+    try:
+        yield results
+    finally:
+        results.close()
+        shutil.rmtree(out)
+
+
+class _Few:
+    """The first rows of a data set, enough for every worker to open the graph."""
+
+    processors = 0
+
+    def __init__(self, whole: Any) -> None:
+        self._whole, self.path, self.names = whole, whole.path, whole.names
+        self.rows = min(whole.rows, 16 * TOKENS)
+
+    def pieces(self, size: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """As many as there are."""
+        for number, piece in enumerate(self._whole.pieces(size, start)):
+            if number * size >= self.rows:
+                return
+            yield {name: array[: self.rows - number * size] for name, array in piece.items()}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Nothing tells it from other data."""
+        return {}
+
+
+def _proportional(process: int) -> int:
+    """Memory of a process, of what it shares its part."""
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))

@@ -217,7 +217,7 @@ def _select(k: int) -> ir.Function:
     inside = tape.op(
         "And", [tape.op("GreaterOrEqual", [chosen, tape.literal(0, np.int64)]), tape.op("Less", [chosen, count])]
     )
-    places = tape.op("Reshape", [tape.op("NonZero", [inside]), line])
+    places = tape.op("Squeeze", [tape.op("NonZero", [inside]), tape.literal([0], np.int64)])
     tokens = tape.op("Gather", [given[0], tape.op("Div", [places, tape.literal(k, np.int64)])], axis=0)
     expert = tape.op("Gather", [chosen, places], axis=0)
     choice = tape.op("OneHot", [expert, count, tape.literal([0, 1], np.float32)], axis=-1)

@@ -449,10 +449,8 @@ class Checker:
             self._bodies[key, str(given)] = checked
         from runtime.inference import names_in, of_call
 
-        known = names_in(given)
-        return {
-            f"{UNKNOWN_OUTPUT}.{index}": of_call(type_, state.id, known) for index, type_ in enumerate(checked.results)
-        }
+        types = of_call(checked.results, state.id, names_in(given))
+        return {f"{UNKNOWN_OUTPUT}.{index}": type_ for index, type_ in enumerate(types)}
 
     def _checked(self, body: Graph, around: _Surroundings, *, is_function: bool) -> _Body:
         twin = body.copy()

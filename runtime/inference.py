@@ -297,19 +297,25 @@ def names_in(types: Iterable[ValueType | None]) -> set[str]:
     return words
 
 
-def of_call(type_: ValueType, id: str, known: Collection[str]) -> ValueType:
-    """A type in a function's body, as it is of one call: a size that has a name only in the body is another one in
-    every call. `known` are names from around."""
-    if not isinstance(type_, TensorType) or not type_.shape or names_in([type_]) <= set(known):
-        return type_
+def of_call(types: Iterable[ValueType], id: str, known: Collection[str]) -> list[ValueType]:
+    """Types in a function's body as they are of one call: a size that has a name only there is another in every call.
+
+    `known` are names from around.
+    """
     stem = re.sub(r"\W", "_", id)
+    minted: dict[str, str] = {}
 
-    def renamed(match: re.Match[str]) -> str:
-        word = match.group()
-        return word if word in known else f"{word}_{stem}"
+    def dimension(item: Dimension) -> Dimension:
+        if not isinstance(item, str) or set(re.findall(r"[^\W\d]\w*", item)) <= set(known):
+            return item
+        return minted.setdefault(item, f"_{stem}_d{len(minted)}")
 
-    shape = (re.sub(r"[^\W\d]\w*", renamed, item) if isinstance(item, str) else item for item in type_.shape)
-    return TensorType(type_.element, tuple(shape), type_.sparse)
+    return [
+        TensorType(type_.element, tuple(map(dimension, type_.shape)), type_.sparse)
+        if isinstance(type_, TensorType) and type_.shape
+        else type_
+        for type_ in types
+    ]
 
 
 def _renamed(known: Known, id: str) -> Known:

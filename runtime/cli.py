@@ -44,11 +44,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a sign is no reason to fail
+    from runtime.interrupts import remembering
+
     try:
         with _sentences():
             add_plug_ins()
             try:
-                app(standalone_mode=True)
+                with remembering():
+                    app(standalone_mode=True)
             finally:
                 sys.stdout.flush()
     except KeyboardInterrupt:

@@ -18,8 +18,9 @@ from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, PortRef
 from runtime.guard import input_names
 from runtime.hosting import Failure, Opening
+from runtime.interrupts import interrupting
 from runtime.parts import Call, PartedSession, alone, parts_of
-from runtime.reports import console, errors, given_values, interrupting, opened
+from runtime.reports import console, errors, given_values, opened
 from runtime.scoring import described, job_of, score
 from runtime.session import Run
 from runtime.shards import Results, Skipped

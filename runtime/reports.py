@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -20,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.arrays import read_arrays, write_arrays
-from runtime.errors import Cancelled, FileError, Finding, GraphError, Severity
+from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.feeds import generated, retyped
 from runtime.files import load, save
 from runtime.graph import Graph
+from runtime.interrupts import interrupting
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType, ValueType
 
@@ -163,36 +162,6 @@ def _stoppable(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
     cancel = threading.Event()
     with interrupting(cancel), ThreadPoolExecutor(1) as pool:
         return pool.submit(work, *arguments, cancel=cancel, **options).result()
-
-
-@contextmanager
-def interrupting(cancel: threading.Event) -> Iterator[None]:
-    """Sets `cancel` at Ctrl-C, before KeyboardInterrupt is raised, and raises that again if work ends so.
-
-    Python drops an exception that is raised while it collects garbage; then the work ends all the same.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    heard = threading.current_thread() is threading.main_thread() and callable(before)
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        cancel.set()
-        assert callable(before)
-        before(number, frame)
-
-    if heard:
-        signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    except KeyboardInterrupt:
-        cancel.set()
-        raise
-    except Cancelled:
-        if cancel.is_set():
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if heard:
-            signal.signal(signal.SIGINT, before)
 
 
 def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:

@@ -19,7 +19,8 @@ from runtime.errors import FileError, Finding, GraphError
 from runtime.files import check_destination, save
 from runtime.graph import Graph
 from runtime.hosting import Opening
-from runtime.reports import console, errors, interrupting, opened
+from runtime.interrupts import interrupting
+from runtime.reports import console, errors, opened
 from runtime.training.curve import save_curve
 from runtime.training.evaluation import Metric
 from runtime.training.export import save_step

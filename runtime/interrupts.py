@@ -1,0 +1,59 @@
+"""Ctrl-C, which must not get lost: Python drops a KeyboardInterrupt that is raised while it collects garbage."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from runtime.errors import Cancelled
+
+_heard = threading.Event()
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Remembers Ctrl-C while a command runs, so that its next `interrupting` hears of it if nobody else did."""
+    _heard.clear()
+    with _telling(_heard.set):
+        yield
+
+
+@contextmanager
+def interrupting(cancel: threading.Event) -> Iterator[None]:
+    """Sets `cancel` at Ctrl-C, before KeyboardInterrupt is raised, and raises that again if work ends so."""
+    if _heard.is_set():
+        cancel.set()
+        raise KeyboardInterrupt
+    with _telling(cancel.set):
+        try:
+            yield
+        except KeyboardInterrupt:
+            cancel.set()
+            raise
+        except Cancelled:
+            if cancel.is_set():
+                raise KeyboardInterrupt from None
+            raise
+
+
+@contextmanager
+def _telling(tell: Callable[[], None]) -> Iterator[None]:
+    """Calls `tell` at Ctrl-C, before what was to happen then."""
+    before = signal.getsignal(signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread() and callable(before)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        tell()
+        assert callable(before)
+        before(number, frame)
+
+    if heard:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)

@@ -55,7 +55,12 @@ def over_data(
     results = Results(out, described(file, job, opening), resume)
     with ExitStack() as ends:
         ends.callback(results.close)
-        pool = _pool(graph, cluster, workers, opening, fixed, shower.tell, job.data.processors)
+
+        def tell(event: dict[str, Any]) -> None:
+            results.log(event)
+            shower.tell(event)
+
+        pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors)
         ends.callback(pool.close)
         cancel = threading.Event()
         try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,8 @@ from runtime.types import TensorType, ValueType
 BATCH = 256
 """Rows that run together if nothing else is said."""
 BATCHES_IN_A_SHARD = 16
+MOST_WRITING = 4
+"""Files of results that wait to be written, before whoever makes them waits, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class Job:
     def shards(self) -> int:
         """How many files of results there will be."""
         return -(-self.data.rows // self.shard_rows)
+
+    def rows_of(self, index: int) -> tuple[int, int]:
+        """The first row of a file of results, and the row after its last."""
+        return index * self.shard_rows, min((index + 1) * self.shard_rows, self.data.rows)
 
 
 def job_of(
@@ -119,36 +126,35 @@ def score(
         results.log(event)
         tell(event)
 
-    rows = 0
-    begun = perf_counter()
-    say(
-        {
-            "event": "started",
-            "rows": job.data.rows,
-            "shards": job.shards,
-            "done": len(results.done),
-            "workers": pool.workers,
-        }
-    )
-    for done in pool.map(_tasks(job, results), cancel):
-        start = done.task.index * job.shard_rows
-        stop = min(start + job.shard_rows, job.data.rows)
-        scored = _scored(done, start, stop, job.skip_bad)
-        results.add(done.task.index, start, stop, scored.outputs, per=scored.per, skipped=scored.skipped)
-        rows += stop - start
+    def write(done: Done, scored: Scored) -> tuple[Done, Scored]:
+        rows = job.rows_of(done.task.index)
+        results.add(done.task.index, *rows, scored.outputs, per=scored.per, skipped=scored.skipped)
+        return done, scored
+
+    def told(done: Done, scored: Scored) -> int:
+        start, stop = job.rows_of(done.task.index)
         for skipped in scored.skipped:
             say({"event": "skipped", **asdict(skipped)})
-        say(
-            {
-                "event": "shard",
-                "index": done.task.index,
-                "rows": stop - start,
-                "seconds": round(scored.seconds, 4),
-                "worker": done.worker,
-                "done": len(results.done),
-                "of": job.shards,
-            }
-        )
+        facts = {"index": done.task.index, "rows": stop - start, "seconds": round(scored.seconds, 4)}
+        say({"event": "shard", **facts, "worker": done.worker, "done": len(results.done), "of": job.shards})
+        return stop - start
+
+    rows = 0
+    begun = perf_counter()
+    facts = {"rows": job.data.rows, "shards": job.shards, "done": len(results.done), "workers": pool.workers}
+    say({"event": "started", **facts})
+    # Files are written beside, for waiting until they are on the disk must keep nobody waiting for work.
+    with ThreadPoolExecutor(1) as writer:
+        writing: deque[Future[tuple[Done, Scored]]] = deque()
+        try:
+            for done in pool.map(_tasks(job, results), cancel):
+                scored = _scored(done, *job.rows_of(done.task.index), job.skip_bad)
+                writing.append(writer.submit(write, done, scored))
+                while writing and (writing[0].done() or len(writing) > MOST_WRITING):
+                    rows += told(*writing.popleft().result())
+        finally:  # what is done is not lost
+            while writing:
+                rows += told(*writing.popleft().result())
     results.finish()
     everything = [skipped for _, shard in sorted(results.done.items()) for skipped in shard.skipped]
     say({"event": "finished", "rows": rows, "seconds": round(perf_counter() - begun, 3), "skipped": len(everything)})
@@ -185,19 +191,3 @@ def _type_at(graph: Graph, id: str) -> ValueType:
     from runtime.graph import PortRef
 
     return graph.checker.type_of(PortRef(id, "value"))
-
-
-@contextmanager
-def working(
-    folder: Path, job: Mapping[str, Any], resume: bool, pool: Callable[[], Pool]
-) -> Iterator[tuple[Results, Pool]]:
-    """The folder and the workers of a job, while it runs."""
-    results = Results(folder, job, resume)
-    try:
-        workers = pool()
-        try:
-            yield results, workers
-        finally:
-            workers.close()
-    finally:
-        results.close()

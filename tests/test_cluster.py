@@ -290,10 +290,11 @@ def test_ctrl_c_ends_a_job_cleanly(tmp_path: Path) -> None:
     assert process.returncode in (130, -signal.SIGINT)
     assert "go on with --resume" in err and "Traceback" not in err
     log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    for event in log:
-        if event["event"] == "worker":
-            with pytest.raises(ProcessLookupError):
-                os.kill(event["process"], 0)
+    workers = [event["process"] for event in log if event["event"] == "worker"]
+    assert workers
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
 
 
 def test_parquet_and_a_spread_graph_by_the_command(qmoe: Qmoe, tmp_path: Path) -> None:

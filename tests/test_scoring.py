@@ -137,7 +137,7 @@ def stop_after(shards: int, cancel: threading.Event, folder: Path, data: Path) -
     results = Results(folder / "out", described(file, job, Opening()), False)
 
     def tell(event: dict[str, Any]) -> None:
-        if event["event"] == "shard" and event["done"] == shards:
+        if event["event"] == "shard" and event["done"] >= shards:
             cancel.set()
 
     try:

@@ -12,6 +12,7 @@ import importlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,7 +72,14 @@ def _section(part: str, quick: bool) -> str:
     for line in run.stdout.splitlines():
         if line.startswith("{"):
             lines.append(_row(Figure(**json.loads(line))))
-    return "\n".join(lines) + "\n\n"
+    return "\n".join(lines) + "\n\n" + _limits(part)
+
+
+def _limits(part: str) -> str:
+    """What is said below a section: why a target is missed, and how that was found."""
+    text = (Path(__file__).parent / "limits.md").read_text(encoding="utf-8")
+    found = re.search(rf"^## {part}\n\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return f"{found[1].strip()}\n\n" if found else ""
 
 
 def _row(figure: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, PortRef
 from runtime.guard import input_names
 from runtime.hosting import Failure, Opening
-from runtime.interrupts import interrupting
+from runtime.interrupts import in_a_thread
 from runtime.parts import Call, PartedSession, alone, parts_of
 from runtime.reports import console, errors, given_values, opened
 from runtime.scoring import described, job_of, score
@@ -64,8 +63,8 @@ def over_data(
         ends.callback(pool.close)
         cancel = threading.Event()
         try:
-            with shower, interrupting(cancel), ThreadPoolExecutor(1) as thread:
-                rows, skipped = thread.submit(score, job, results, pool, shower.tell, cancel).result()
+            with shower:
+                rows, skipped = in_a_thread(cancel, score, job, results, pool, shower.tell, cancel)
         except KeyboardInterrupt:
             text = f"{len(results.done)} of {job.shards} files of results are in {out}; go on with --resume."
             errors.print(text, markup=False, soft_wrap=True)

@@ -5,11 +5,17 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
 
 from runtime.errors import Cancelled
 
+_T = TypeVar("_T")
+
+LOOK_EVERY = 0.1
+"""Seconds."""
 _heard = threading.Event()
 
 
@@ -19,6 +25,19 @@ def remembering() -> Iterator[None]:
     _heard.clear()
     with _telling(_heard.set):
         yield
+
+
+def in_a_thread(cancel: threading.Event, work: Callable[..., _T], /, *arguments: Any, **options: Any) -> _T:
+    """What work gives that is done in a thread of its own, so that Ctrl-C is heard while native code works.
+
+    It is to end soon after `cancel` is set, with `Cancelled` or without.
+    """
+    with interrupting(cancel), ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work, *arguments, **options)
+        while not future.done():
+            # A thread that waits for ever does not always wake when another one was told of the signal.
+            wait([future], LOOK_EVERY)
+        return future.result()
 
 
 @contextmanager

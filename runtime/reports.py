@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +21,7 @@ from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.feeds import generated, retyped
 from runtime.files import load, save
 from runtime.graph import Graph
-from runtime.interrupts import interrupting
+from runtime.interrupts import in_a_thread
 from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType, ValueType
 
@@ -160,8 +159,7 @@ def watched(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
 def _stoppable(work: Callable[..., _T], *arguments: Any, **options: Any) -> _T:
     """Work in a thread of its own, so that Ctrl-C is heard while native code works."""
     cancel = threading.Event()
-    with interrupting(cancel), ThreadPoolExecutor(1) as pool:
-        return pool.submit(work, *arguments, cancel=cancel, **options).result()
+    return in_a_thread(cancel, work, *arguments, cancel=cancel, **options)
 
 
 def times_table(times: Mapping[str, Mapping[str, float]]) -> Table:

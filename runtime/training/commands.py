@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from runtime.errors import FileError, Finding, GraphError
 from runtime.files import check_destination, save
 from runtime.graph import Graph
 from runtime.hosting import Opening
-from runtime.interrupts import interrupting
+from runtime.interrupts import in_a_thread
 from runtime.reports import console, errors, opened
 from runtime.training.curve import save_curve
 from runtime.training.evaluation import Metric
@@ -162,8 +161,7 @@ def _run(trainer: Trainer, quiet: bool) -> Graph:
                 console.print(f"epoch {shown:>3}  {numbers}", markup=False)
 
     def run(report: Any) -> Graph:
-        with interrupting(cancel), ThreadPoolExecutor(1) as pool:
-            graph = pool.submit(trainer.run, report, cancel).result()
+        graph = in_a_thread(cancel, trainer.run, report, cancel)
         tell()
         return graph
 

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 from runtime.cluster import Done, Pool, Task, Tell
 from runtime.datasets import DataSet, sampled_digest
-from runtime.errors import Finding, GraphError
+from runtime.errors import Finding, GraphError, StudioError
 from runtime.feeds import retyped
 from runtime.graph import Graph
 from runtime.guard import input_names
@@ -152,9 +153,13 @@ def score(
                 writing.append(writer.submit(write, done, scored))
                 while writing and (writing[0].done() or len(writing) > MOST_WRITING):
                     rows += told(*writing.popleft().result())
-        finally:  # what is done is not lost
             while writing:
                 rows += told(*writing.popleft().result())
+        except BaseException:
+            for one in writing:  # what is done is not lost, and the first error is the one that counts
+                with suppress(StudioError):
+                    told(*one.result())
+            raise
     results.finish()
     everything = [skipped for _, shard in sorted(results.done.items()) for skipped in shard.skipped]
     say({"event": "finished", "rows": rows, "seconds": round(perf_counter() - begun, 3), "skipped": len(everything)})

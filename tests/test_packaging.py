@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GRAPHICAL = {"PySide6", "shiboken6", "Qt", "NodeGraphQt", "pyqtgraph"}
-OPTIONAL = GRAPHICAL | {"ray", "torch"}
+OPTIONAL = GRAPHICAL | {"pyarrow", "ray", "torch"}
 SLOW = {"onnx", "onnx_ir", "onnx_shape_inference", "onnxruntime", "sympy"}
 
 
@@ -98,7 +98,7 @@ def test_the_base_install_asks_for_everything_that_is_imported() -> None:
         for path in (ROOT / package).rglob("*.py")
         for name in imports(path)
     }
-    assert used - at_home - required <= {"ray"}, "only the extra `cluster` may be asked for at run time"
+    assert used - at_home - required <= {"pyarrow", "ray"}, "only the extra `cluster` may be asked for at run time"
 
 
 def test_the_installed_distribution_brings_the_command_and_the_plug_in() -> None:

@@ -32,12 +32,37 @@ def figures(quick: bool) -> Iterator[Figure]:
         return
     folder = Path(tempfile.mkdtemp(prefix="qmoe-bench-"))
     try:
+        yield _of_tasks()
         yield from _of_digits(folder, 2 if quick else 5)
         save(layer(), folder / "layer.yaml")
         yield from _of_the_layer(load(folder / "layer.yaml"), folder, 12 if quick else 48)
         yield from _of_parts(load(folder / "layer.yaml"), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_tasks() -> Figure:
+    """Tasks in which there is next to nothing to do."""
+    from runtime.cluster import Cluster, Task
+    from runtime.hosting import Opening
+
+    graph = Graph()
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": [1]})
+    graph.add("Output", "y")
+    graph.wire("x.value", "y.value")
+    pool = Cluster("local", 2, [{"graph": graph}], Opening(threads=1))
+    feeds = {"x": np.zeros(1, np.float32)}
+    count = 1000
+    try:
+        list(pool.map(Task(index, "run", ("graph", feeds)) for index in range(20)))
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            list(pool.map(Task(index, "run", ("graph", feeds)) for index in range(count)))
+            times.append((time.perf_counter() - start) / count)
+    finally:
+        pool.close()
+    return Figure("handing out a task with nothing to do", statistics.median(times) * 1e3, "ms", spread(times) * 1e3)
 
 
 def _of_digits(folder: Path, times: int) -> Iterator[Figure]:

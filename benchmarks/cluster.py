@@ -9,7 +9,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,18 @@ def _of_parts(graph: Graph, folder: Path) -> Iterator[Figure]:
             own.append(time.perf_counter() - start)
         return own[2:]
 
-    whole_pool = Cluster("local", 1, [{"graph": graph}], opening)
+    events: list[Mapping[str, Any]] = []
+    whole_pool = Cluster("local", 1, [{"graph": graph}], opening, tell=events.append)
     try:
         whole = times(whole_pool)
+        in_one = _largest(events)
     finally:
         whole_pool.close()
-    pool = Spread(spread_graph, parts_of(spread_graph), "local", 2, opening, {}, lambda event: None)
+    events.clear()
+    pool = Spread(spread_graph, parts_of(spread_graph), "local", 2, opening, {}, events.append)
     try:
         apart = times(pool)
+        in_each = _largest(events)
     finally:
         pool.close()
     sent = 2 * 2880 * 4 * 4 + 2 * 16 * 4 * 4
@@ -169,7 +173,7 @@ def _of_parts(graph: Graph, folder: Path) -> Iterator[Figure]:
         statistics.median(whole) * 1e3,
         "speed",
         None,
-        f"{sent:,} bytes sent and received for each token",
+        f"{sent:,} bytes sent and received for each token; {in_each >> 20} MiB a worker, {in_one >> 20} MiB the one",
     )
 
 
@@ -193,8 +197,7 @@ def _scored(
             start = time.perf_counter()
             score(job, results, pool, events.append)
             taken = time.perf_counter() - start
-        processes = {event["process"] for event in events if event["event"] == "worker"}
-        memory = max(_proportional(process) for process in processes)
+        memory = _largest(events)
     finally:
         pool.close()
     return taken, sum(event["seconds"] for event in events if event["event"] == "shard"), memory
@@ -232,6 +235,11 @@ class _Few:
     def fingerprint(self) -> dict[str, Any]:
         """Nothing tells it from other data."""
         return {}
+
+
+def _largest(events: Sequence[Mapping[str, Any]]) -> int:
+    """Memory of the largest of the workers that have told that they are there."""
+    return max(_proportional(event["process"]) for event in events if event["event"] == "worker")
 
 
 def _proportional(process: int) -> int:

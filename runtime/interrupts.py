@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
@@ -32,6 +31,8 @@ def in_a_thread(cancel: threading.Event, work: Callable[..., _T], /, *arguments:
 
     It is to end soon after `cancel` is set, with `Cancelled` or without.
     """
+    from concurrent.futures import ThreadPoolExecutor, wait
+
     with interrupting(cancel), ThreadPoolExecutor(1) as pool:
         future = pool.submit(work, *arguments, **options)
         while not future.done():

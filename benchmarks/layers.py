@@ -77,7 +77,8 @@ def layer(variant: Variant = Variant(), *, trained: bool = False) -> Graph:
             packed = -(-blocks * variant.bits // 8) if variant.block_size else -(-rows * variant.bits // 8)
             shape = (variant.experts, rows, packed) if variant.block_size else (variant.experts, packed)
             arrays["zero_points"] = random.integers(0, 256, shape, np.uint8)
-        arrays["experts_bias"] = random.standard_normal((variant.experts, rows), np.float32) / 10
+        bias = random.standard_normal((variant.experts, rows), np.float32) / 10
+        arrays["experts_bias"] = bias.astype(ELEMENTS[variant.element])
         for what, array in arrays.items():
             own: dict[str, object] = {"tensor": Tensor.from_array(array)}
             if trained and what in ("scales", "experts_bias"):

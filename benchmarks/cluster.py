@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,7 @@ TOKENS = 128
 
 
 def figures(quick: bool) -> Iterator[Figure]:
-    try:
-        import ray  # noqa: F401
-    except ModuleNotFoundError:
+    if find_spec("ray") is None:
         yield Figure("workers", 0.0, "", note="skipped: Ray is not installed (the extra `cluster`)")
         return
     folder = Path(tempfile.mkdtemp(prefix="qmoe-bench-"))

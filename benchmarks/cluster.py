@@ -109,7 +109,7 @@ def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
         1.8,
         f"{memory[1] >> 20} MiB a worker of one, {memory[2] >> 20} MiB of two (shared pages in equal parts)",
     )
-    few = 4
+    few = 10
     np.savez(folder / "few.npz", x=x[: 100 * few], router=router[: 100 * few])
     wall, busy, _ = _scored(graph, folder / "few.npz", folder, 1, few, few)
     yield Figure(

@@ -62,16 +62,28 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+QUIET = 0.1
+"""Seconds in which threads that wait awake for the next call, as ONNX Runtime's do, fall asleep."""
+SHORT = 0.1
+
+
 def in_turn(calls: Sequence[Callable[[], object]], least: int = 5, long: float = 3.0) -> list[list[float]]:
-    """Seconds of calls made in turn, `least` times and for about `long` seconds at least, after one to warm up."""
+    """Seconds of calls made in turn, `least` times and for about `long` seconds at least, after one to warm up.
+
+    Nobody is measured while another's threads still hold the cores: each turn starts after a pause and, where calls are
+    short, with one that is not counted, as if calls of its own kind came one after the other.
+    """
     for call in calls:
         call()
     times: list[list[float]] = [[] for _ in calls]
     spent = 0.0
     while len(times[0]) < least or (spent < long and len(times[0]) < 2000):
         for call, own in zip(calls, times, strict=True):
+            time.sleep(QUIET)
+            if not own or own[-1] < SHORT:
+                call()
             own.append(seconds(call))
-            spent += own[-1]
+            spent += 2 * own[-1] + QUIET
     return times
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from qmoe_node.activations import activate, activate_gradient
+from qmoe_node.compiled_tiles import tiles_of
 from qmoe_node.kernel import Share, by_expert, project, quiet, route_tokens, threads_for
 from qmoe_node.kernel_weights import tile_height, tiles
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
@@ -118,17 +119,16 @@ def _pull(
     followed = sums.follows(projection)
     if not (needed or followed):
         return result
-    unpacked = Tiles(projection, inputs, expert)
+    unpacked = tiles_of(projection, inputs, expert)
     arranged = unpacked.arranged(x) if followed else x
     transposed = np.ascontiguousarray(g.T) if followed else g.T
     room = np.empty((min(tile_height(projection), projection.rows), projection.columns), np.float32)
     for start, stop in tiles(projection):
-        values = unpacked.values(start, stop)
         if followed:
             gradient = np.matmul(transposed[start:stop], arranged, out=room[: stop - start])
-            sums.weights(projection, expert, start, gradient, values, unpacked)
+            sums.weights(projection, expert, start, gradient, unpacked)
         if needed:
-            result += np.matmul(g[:, start:stop], unpacked.scaled(values, start), out=part)
+            result += np.matmul(g[:, start:stop], unpacked.weights(start, stop), out=part)
     return unpacked.restored(result) if needed else result
 
 
@@ -178,10 +178,9 @@ class _Sums:
         expert: int,
         start: int,
         gradient: np.ndarray,
-        values: np.ndarray,
         unpacked: Tiles,
     ) -> None:
-        """Takes the gradient of a tile of weights, and the values that are scaled; overwrites the former."""
+        """Takes the gradient of a tile of weights, and overwrites it."""
         stop = start + len(gradient)
         free = self._weights.get(projection.port("experts_weights"))
         if free is not None:
@@ -190,8 +189,7 @@ class _Sums:
         overall = self._globals.get(projection.port("global_scale"))
         if scaled is None and overall is None:
             return
-        gradient *= values
-        self._reduce(projection, expert, start, unpacked.block_sums(gradient), scaled, overall)
+        self._reduce(projection, expert, start, unpacked.scale_sums(start, gradient), scaled, overall)
 
     def _reduce(
         self,

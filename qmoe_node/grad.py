@@ -13,11 +13,9 @@ from qmoe_node.differentiable import DIFFERENTIABLE, WEIGHTS, check_output_gradi
 from qmoe_node.node import QMoE
 from runtime.errors import Finding
 from runtime.node import FLOATS, In, Inference, Node, NodeContext, Out, Parameter
-from runtime.types import ElementType, TensorType
+from runtime.types import ElementType, TensorType, ValueType
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
-
     from runtime.gradients.expressions import Expr
     from runtime.gradients.walk import Call
 
@@ -94,11 +92,12 @@ class QMoEGrad(Node):
         return tuple(found[port] for port in wrt)
 
     @staticmethod
-    def numpy_pays(node: ir.Node) -> str:
+    def numpy_pays(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any], exact: bool) -> str:
         """The rewrite unpacks expert by expert in ONNX Runtime's memory, one operator after the other."""
-        weights = node.inputs[PACKED] if len(node.inputs) > PACKED else None
-        shape = None if weights is None or weights.shape is None else weights.shape.numpy()
-        return LARGE if shape is not None and math.prod(shape) >= WORTH_BYTES else ""
+        weights = inputs.get("fc1_experts_weights")
+        sizes = weights.shape if isinstance(weights, TensorType) and weights.shape is not None else ()
+        numbers = [size for size in sizes if isinstance(size, int)]
+        return LARGE if len(numbers) == 3 and math.prod(numbers) >= WORTH_BYTES else ""
 
     @staticmethod
     def lower(site: Any, exact: bool) -> None:
@@ -113,9 +112,6 @@ class QMoEGrad(Node):
         from qmoe_node.portable_backward import expand
 
         expand(site)
-
-
-PACKED = [port.name for port in QMoEGrad.inputs].index("fc1_experts_weights")
 
 
 def of_forward(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from qmoe_node.activations import activate
-from qmoe_node.kernel_weights import tiles
+from qmoe_node.compiled_tiles import FEWEST_ROWS, CompiledTiles, can_compile, tiles_of
 from qmoe_node.layer import Layer, Projection
 from qmoe_node.parallel import available_threads, in_order
 from qmoe_node.routing import Routing, route
-from qmoe_node.tiles import Tiles
-from runtime.backends.control import checkpoint
+from runtime.backends.control import allowed_threads, checkpoint
 
 WORTH_THREADS = 1 << 22
 """Weights of all experts that are used, from which on experts are computed on several threads."""
@@ -33,16 +32,58 @@ def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
     mixed = np.zeros(tokens.shape, np.float32)
 
     def work(share: Share) -> np.ndarray:
-        expert, rows, choices = share
+        expert, rows, _ = share
         with quiet():
-            return routing.weights[rows, choices, None] * run_expert(layer, inputs, expert, tokens[rows])
+            return run_expert(layer, inputs, expert, tokens[rows])
 
     shares = list(by_expert(routing))
+    threads = threads_for(layer, shares)
     with quiet():
-        for (_, rows, _), part in in_order(work, shares, threads_for(layer, shares)):
+        spread = _spread_rows(layer, inputs, shares, tokens, threads)
+        outputs = in_order(work, shares, threads) if spread is None else iter(zip(shares, spread, strict=True))
+        for (_, rows, choices), part in outputs:
             checkpoint()
-            mixed[rows] += part
+            mixed[rows] += routing.weights[rows, choices, None] * part
         return mixed.astype(given.dtype).reshape(given.shape)
+
+
+def _spread_rows(
+    layer: Layer, inputs: Arrays, shares: Sequence[Share], tokens: np.ndarray, threads: int
+) -> list[np.ndarray] | None:
+    """The outputs of experts too few to keep threads busy, whose rows are spread over these instead.
+
+    float32 [t, hidden] each, before mixing; None where experts are enough, or have more tokens than pay.
+    """
+    if len(shares) >= 2 * threads or threads < 2 or not all(can_compile(own) for own in layer.projections):
+        return None
+    experts = [expert for expert, _, _ in shares]
+    unpacked = {
+        projection.name: [CompiledTiles(projection, inputs, expert) for expert in experts]
+        for projection in layer.projections
+    }
+    if any(len(rows) > own.few for each in unpacked.values() for (_, rows, _), own in zip(shares, each, strict=True)):
+        return None
+
+    def spread(projection: Projection, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        own = unpacked[projection.name]
+        arranged = [tiles.arranged(x) for tiles, x in zip(own, given, strict=True)]
+        results = [np.empty((len(x), projection.rows), np.float32) for x in given]
+        height = -(-projection.rows // (threads * FEWEST_ROWS)) * FEWEST_ROWS
+        starts = range(0, projection.rows - FEWEST_ROWS + 1, height)
+
+        def work(piece: tuple[int, int]) -> None:
+            i, start = piece
+            stop = projection.rows if start == starts[-1] else start + height
+            own[i].project_rows(arranged[i], start, stop, results[i])
+
+        for _ in in_order(work, ((i, start) for i in range(len(own)) for start in starts), threads):
+            checkpoint()
+        return [with_bias(projection, inputs, *each) for each in zip(experts, results, strict=True)]
+
+    given = [tokens[rows] for _, rows, _ in shares]
+    first = spread(layer.fc1, given)
+    third = [None] * len(first) if layer.fc3 is None else spread(layer.fc3, given)
+    return spread(layer.fc2, [activate(layer.settings, *each) for each in zip(first, third, strict=True)])
 
 
 def quiet() -> np.errstate:
@@ -51,9 +92,9 @@ def quiet() -> np.errstate:
 
 
 def threads_for(layer: Layer, shares: Sequence[Share]) -> int:
-    """How many threads are worth while for these experts."""
+    """How many threads are worth while for these experts; 0 if products had better be left to themselves."""
     weights = len(shares) * sum(projection.rows * projection.columns for projection in layer.projections)
-    return min(available_threads(), len(shares)) if weights >= WORTH_THREADS else 1
+    return allowed_threads() or available_threads() if weights >= WORTH_THREADS else 0
 
 
 def route_tokens(layer: Layer, inputs: Arrays) -> Routing:
@@ -87,13 +128,11 @@ def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) ->
 
 def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
     """W x + b of one expert: float32 [t, rows] from `tokens` float32 [t, columns]."""
-    unpacked = Tiles(projection, inputs, expert)
-    # Weights on the left: with few tokens up to twice as fast as tokens on the left.
-    transposed = np.ascontiguousarray(unpacked.arranged(tokens).T)
-    products = np.empty((projection.rows, len(tokens)), np.float32)
-    for start, stop in tiles(projection):
-        np.matmul(unpacked.weights(start, stop), transposed, out=products[start:stop])
-    result = np.ascontiguousarray(products.T)
+    return with_bias(projection, inputs, expert, tiles_of(projection, inputs, expert).project(tokens))
+
+
+def with_bias(projection: Projection, inputs: Arrays, expert: int, result: np.ndarray) -> np.ndarray:
+    """W x of one expert, float32 [t, rows], with the bias added in place if there is one."""
     bias = inputs.get(projection.port("experts_bias"))
     if bias is not None:
         result += bias[expert].astype(np.float32)

@@ -9,8 +9,8 @@ import numpy as np
 from qmoe_node.layer import FLOAT_LAYOUTS, Projection
 from qmoe_node.packing import E2M1, codes_of, dequantize, scale, scale_squares, unpack, zero_points
 
-TILE_ELEMENTS = 1 << 18
-"""How many weights a tile has at most, unless its rows are longer: as float32 (1 MiB) it stays in the cache."""
+TILE_ELEMENTS = 1 << 20
+"""How many weights a tile has at most, unless its rows are longer: as float32 (4 MiB) it stays in the cache."""
 TILE_ROWS = 16
 """Tiles start at a multiple of this, so that no layout is cut within a byte or a group of rows."""
 

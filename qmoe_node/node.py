@@ -204,6 +204,20 @@ class QMoE(Node):
         return (forward(layer_of(inputs, attributes), inputs),)
 
     @staticmethod
+    def numpy_pays(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any], exact: bool) -> str:
+        """Whether there are compiled loops for the layer; see `qmoe_node.compiled_tiles.why_compiled`."""
+        from qmoe_node.compiled_tiles import why_compiled
+
+        return why_compiled(inputs, attributes) if exact else ""
+
+    @staticmethod
+    def numpy_pays_now(shapes: Mapping[str, tuple[int, ...]], attributes: Mapping[str, Any]) -> bool:
+        """Whether tokens are as many as compiled loops are best at; see `qmoe_node.compiled_tiles.is_best_at`."""
+        from qmoe_node.compiled_tiles import is_best_at
+
+        return is_best_at(shapes["input"], shapes["router_probs"], attributes)
+
+    @staticmethod
     def lower(site: Any, exact: bool) -> None:
         """Rewrites the node for ONNX Runtime's CPU kernels; see `qmoe_node.lowering.lower`."""
         from qmoe_node.lowering import lower

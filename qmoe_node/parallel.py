@@ -6,9 +6,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from threadpoolctl import ThreadpoolController
@@ -20,25 +21,45 @@ MOST_THREADS = 32
 
 
 def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[tuple[Item, Result]]:
-    """(item, work(item)) for all items, in their order; no more than twice as many as `threads` are under way."""
+    """(item, work(item)) for all items, in their order; no more than twice as many as `threads` are under way.
+
+    With 0 `threads` the caller's does it all, and NumPy's products use as many as they like.
+    """
     if threads <= 1:
-        for item in items:
-            yield item, work(item)
-        return
-    pending: deque[tuple[Item, Future[Result]]] = deque()
-    with _single_threaded_products(), ThreadPoolExecutor(threads) as pool:
-        try:
+        with _single_threaded_products() if threads else nullcontext():
             for item in items:
-                pending.append((item, pool.submit(work, item)))
-                if len(pending) >= 2 * threads:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-            while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
+                yield item, work(item)
+        return
+    source = iter(items)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    pool = _pool(threads - 1)
+    with _single_threaded_products():
+        try:
+            while True:
+                for item in islice(source, 2 * threads - len(pending)):
+                    pending.append((item, pool.submit(work, item)))
+                if not pending:
+                    return
+                # Whoever asks works, too: a thread that sleeps is late when it is woken, later than most work takes.
+                while not pending[0][1].done() and _do_one(work, pending):
+                    pass
+                item, future = pending.popleft()
+                yield item, future.result()
         finally:
             for _, future in pending:
                 future.cancel()
+            wait([future for _, future in pending])
+
+
+def _do_one(work: Callable[[Item], Result], pending: deque[tuple[Item, Future[Result]]]) -> bool:
+    """Does the first piece of work that nobody has begun; False if there is none."""
+    for place, (item, future) in enumerate(pending):
+        if future.cancel():
+            done: Future[Result] = Future()
+            done.set_result(work(item))
+            pending[place] = item, done
+            return True
+    return False
 
 
 def available_threads() -> int:
@@ -46,6 +67,15 @@ def available_threads() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(allowed, MOST_THREADS)
 
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that stay: starting some for each call takes as long as a token's way through an expert."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="qmoe")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child
 
 _lock = threading.Lock()
 _users = 0

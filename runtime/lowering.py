@@ -46,7 +46,7 @@ class Site(Tape):
         self.attributes = attribute_values(node)
         ports = [port.name for port in node_type.inputs]
         self.inputs = {port: value for port, value in zip(ports, node.inputs, strict=False) if value is not None}
-        self.types: dict[str, ValueType] = {port: _type_of(value) for port, value in self.inputs.items()}
+        self.types: dict[str, ValueType] = {port: type_in_model(value) for port, value in self.inputs.items()}
         self.findings: list[Finding] = []
         self._feeds = feeds
 
@@ -284,7 +284,7 @@ def _drop_unused(value: ir.Value) -> None:
         del graph.initializers[value.name]
 
 
-def _type_of(value: ir.Value) -> ValueType:
+def type_in_model(value: ir.Value) -> ValueType:
     """What the model says about a value's type."""
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:

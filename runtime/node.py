@@ -172,8 +172,11 @@ class Node:
     lower: ClassVar[Callable[..., Any] | None] = None
     """Rewrite for ONNX Runtime's CPU kernels (see `runtime.lowering`), or None if the node runs as it is."""
     numpy_pays: ClassVar[Callable[..., str] | None] = None
-    """Why a node should run in its NumPy kernel although ONNX Runtime's CPU could run its rewrite, `(node: ir.Node)`;
-    empty if it should not. Or None, which stands for never."""
+    """Why a node should run in its NumPy kernel although ONNX Runtime's CPU could run its rewrite, empty if it should
+    not: `(inputs: dict[port, ValueType], attributes: dict, exact: bool)`. Or None, which stands for never."""
+    numpy_pays_now: ClassVar[Callable[..., bool] | None] = None
+    """Whether that holds for inputs of these sizes, too, where a node runs alone: `(shapes: dict[port, tuple of int],
+    attributes: dict)`. Runs in which it does not are ONNX Runtime's. Or None, which stands for always."""
     expand: ClassVar[Callable[..., Any] | None] = None
     """Rewrite into standard ONNX operators (see `runtime.lowering`), or None."""
     gradient: ClassVar[Callable[..., Any] | None] = None

@@ -359,7 +359,7 @@ class _Prepared:
             from runtime.backends.onnxruntime import inline_functions
 
             inline_functions(model)
-            return NumpyEngine(model)
+            return NumpyEngine(model, threads)
         from runtime.backends.native import Options, check_providers
         from runtime.backends.onnxruntime import Engine as NativeEngine
 

@@ -64,14 +64,14 @@ _running = threading.local()
 
 
 @contextmanager
-def observed(control: Control) -> Iterator[None]:
-    """Lets kernels that run for long ask, by `checkpoint`, whether this run is still wanted."""
-    before = getattr(_running, "control", None)
-    _running.control = control
+def observed(control: Control, threads: int | None = None) -> Iterator[None]:
+    """Lets kernels that run for long ask whether this run is still wanted, and how many threads they may use."""
+    before = getattr(_running, "control", None), getattr(_running, "threads", None)
+    _running.control, _running.threads = control, threads
     try:
         yield
     finally:
-        _running.control = before
+        _running.control, _running.threads = before
 
 
 def checkpoint() -> None:
@@ -79,6 +79,12 @@ def checkpoint() -> None:
     control = getattr(_running, "control", None)
     if control is not None:
         control.check()
+
+
+def allowed_threads() -> int | None:
+    """How many threads the run that calls this kernel may use; None if that is left to the kernel."""
+    found: int | None = getattr(_running, "threads", None)
+    return found
 
 
 @dataclass(slots=True)

@@ -53,7 +53,9 @@ class Program:
     GraphError names every node that has no kernel.
     """
 
-    def __init__(self, nodes: Iterable[ir.Node], opsets: Mapping[str, int]) -> None:
+    def __init__(self, nodes: Iterable[ir.Node], opsets: Mapping[str, int], threads: int | None = None) -> None:
+        """`threads` is how many a kernel may use, its own choice if None."""
+        self._threads = threads
         self.constants: Values = {}
         self.steps: list[Step] = []
         nodes = list(nodes)
@@ -87,9 +89,9 @@ class Program:
             inputs = [None if value is None else values[value] for value in step.inputs]
             if top:
                 with control.timed(step.node):
-                    outputs = _call(step, inputs, values, control)
+                    outputs = _call(step, inputs, values, control, self._threads)
             else:
-                outputs = _call(step, inputs, values, control)
+                outputs = _call(step, inputs, values, control, self._threads)
             for value, output in zip(step.outputs, outputs, strict=False):
                 values[value] = np.asarray(output) if isinstance(output, np.generic) else output
             for value in step.last_uses:
@@ -98,7 +100,7 @@ class Program:
 
     def body(self, graph: ir.Graph, opsets: Mapping[str, int]) -> Body:
         """The program of a subgraph."""
-        program = Program(graph, opsets)
+        program = Program(graph, opsets, self._threads)
         self.constants |= program.constants | constants(graph)
         return Body(program, tuple(graph.inputs), tuple(graph.outputs))
 
@@ -133,9 +135,9 @@ class Body:
 class Engine:
     """A compiled model on NumPy kernels alone."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, threads: int | None = None) -> None:
         graph = model.graph
-        self._program = Program(graph, dict(model.opset_imports))
+        self._program = Program(graph, dict(model.opset_imports), threads)
         self._inputs = {value.name or "": value for value in graph.inputs}
         self._values = {value.name or "": value for node in graph for value in node.outputs}
         self._values.update(graph.initializers)
@@ -208,10 +210,10 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.value
 
 
-def _call(step: Step, inputs: list[Any], values: Values, control: Control) -> Sequence[Any]:
+def _call(step: Step, inputs: list[Any], values: Values, control: Control, threads: int | None) -> Sequence[Any]:
     try:
         with (
-            observed(control),
+            observed(control, threads),
             np.errstate(all="ignore"),
         ):  # NaN and infinity are results here; check_numerics looks for them
             return step.kernel(inputs, values, control)

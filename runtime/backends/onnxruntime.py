@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from runtime import catalog, guard
-from runtime.backends.control import Control, Placement, document_node, operator_name
+from runtime.backends.control import Control, Placement, attribute_values, document_node, operator_name
 from runtime.backends.deviations import deviations
 from runtime.backends.native import CPU, NativePiece, Options
-from runtime.backends.numpy import Program, Values, array_of, read_by
+from runtime.backends.numpy import Program, Values, array_of, port_names, read_by
 from runtime.backends.partition import Piece, extract, partition, sorted_inputs
 from runtime.errors import Finding, GraphError, Severity
 from runtime.types import ElementType
@@ -21,6 +21,20 @@ from runtime.types import ElementType
 
 class _Repartition(Exception):
     """A piece turned out, during a run, to hold a node that ONNX Runtime cannot run."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Who computes a node that either can, decided in each run: `names` are its inputs' in the graph, by port."""
+
+    numpy_pays_now: Callable[..., bool]
+    names: Mapping[str, str]
+    attributes: Mapping[str, Any]
+
+    def is_for_numpy(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether NumPy is faster with these inputs; constants are not among them."""
+        shapes = {port: inputs[name].shape for port, name in self.names.items() if name in inputs}
+        return self.numpy_pays_now(shapes, self.attributes)
 
 
 class Engine:
@@ -47,6 +61,7 @@ class Engine:
             if self._is_guarded(node) and (node not in own or document_node(node) in barriers)
         }
         self._on_numpy: dict[str, str] = {}
+        self._refused: set[str] = set()
         for node in model.graph:
             reason = self._why_numpy(node)
             if reason:
@@ -54,6 +69,7 @@ class Engine:
         self._pieces: list[Piece] = []
         self._natives: dict[int, NativePiece] = {}
         self._programs: dict[int, tuple[Program, Values]] = {}
+        self._choices: dict[int, _Choice] = {}
         self._whole: NativePiece | None = None
         self._build()
 
@@ -98,11 +114,13 @@ class Engine:
             self._pieces = partition(self._model.graph, self._on_numpy, self._barriers)
             self._natives.clear()
             self._programs.clear()
+            self._choices.clear()
             self.placement = Placement()
             try:
                 for index, piece in enumerate(self._pieces):
                     if not piece.native:
                         self._programs[index] = self._program(piece)
+                        self._find_choice(index, piece)
                     elif all(value.type is not None for value in piece.inputs):
                         self._natives[index] = self._native(piece)
                 break
@@ -132,7 +150,8 @@ class Engine:
 
     def _native(self, piece: Piece) -> NativePiece:
         # What runs in NumPy next needs the cores.
-        options = replace(self._options, spins=all(other.native for other in self._pieces))
+        alone = all(other.native or index in self._choices for index, other in enumerate(self._pieces))
+        options = replace(self._options, spins=alone)
         try:
             return NativePiece(extract(self._model, piece), options, self.placement)
         except GraphError as error:
@@ -155,6 +174,7 @@ class Engine:
             lacking = error.findings[0].message
             raise GraphError.at(id, "", f"Neither backend can run it. {reason} {lacking}", code="no-kernel") from error
         self._on_numpy[id] = reason.removesuffix(".")
+        self._refused.add(id)
 
     def _refused_alone(self, piece: Piece) -> dict[str, str]:
         """The nodes of a piece that ONNX Runtime refuses one by one, for messages that name none, with its reasons."""
@@ -169,9 +189,22 @@ class Engine:
                 refused[document_node(node)] = error.findings[0].message
         return refused
 
+    def _find_choice(self, index: int, piece: Piece) -> None:
+        """Notes a piece of one node that is better run by NumPy in some runs only."""
+        node = piece.nodes[0]
+        node_type = catalog.find(operator_name(node), self._opsets)
+        if len(piece.nodes) > 1 or node_type is None or node_type.numpy_pays_now is None:
+            return
+        if document_node(node) in self._refused:
+            return
+        if why_numpy_pays(node, self._opsets, self._options):
+            ports = dict(zip(port_names(node_type, len(node.inputs)), node.inputs, strict=False))
+            names = {port: value.name or "" for port, value in ports.items() if value is not None}
+            self._choices[index] = _Choice(node_type.numpy_pays_now, names, attribute_values(node))
+
     def _program(self, piece: Piece) -> tuple[Program, Values]:
         """The NumPy program of a piece, and its constants."""
-        program = Program(piece.nodes, self._opsets)
+        program = Program(piece.nodes, self._opsets, self._options.threads or None)
         read = {value for node in piece.nodes for value in read_by(node)}
         values: Values = {value: array_of(value.const_value) for value in read if value.const_value is not None}
         return program, values | program.constants
@@ -199,7 +232,7 @@ class Engine:
             asked = [value.name or "" for value in piece.outputs]
             asked += [name for name in dict.fromkeys(wanted) if name in made and name not in asked]
             inputs = {value.name or "": values[value.name or ""] for value in piece.inputs}
-            if piece.native:
+            if piece.native or (index in self._choices and not self._choices[index].is_for_numpy(inputs)):
                 results = self._run_native(index, inputs, tuple(asked), control)
             else:
                 results = self._run_numpy(index, inputs, tuple(asked), control)
@@ -210,8 +243,9 @@ class Engine:
         self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control
     ) -> Sequence[Any]:
         piece = self._pieces[index]
-        for node in piece.barriers:
-            guard.check_values(node, document_node(node), inputs, self._opsets)
+        for node in piece.nodes if index in self._choices else piece.barriers:
+            if node in self._barriers:
+                guard.check_values(node, document_node(node), inputs, self._opsets)
         if index not in self._natives:
             for value in piece.inputs:
                 if value.type is None:
@@ -239,7 +273,11 @@ def why_numpy_pays(node: ir.Node, opsets: Mapping[str, int], options: Options) -
     node_type = catalog.find(operator_name(node), opsets)
     if node_type is None or node_type.numpy_pays is None or options.providers != CPU:
         return ""
-    return node_type.numpy_pays(node)
+    from runtime.lowering import type_in_model
+
+    names = port_names(node_type, len(node.inputs))
+    types = {name: type_in_model(value) for name, value in zip(names, node.inputs, strict=False) if value is not None}
+    return node_type.numpy_pays(types, attribute_values(node), options.precision == "exact")
 
 
 def inline_functions(model: ir.Model) -> None:

@@ -38,7 +38,7 @@ class StepRunner:
         if backend == "numpy":
             from runtime.backends.numpy import Engine as NumpyEngine
 
-            self._engine = NumpyEngine(step.model)
+            self._engine = NumpyEngine(step.model, threads)
         else:
             from runtime.backends.native import NativePiece, Options
             from runtime.backends.onnxruntime import Engine as NativeEngine

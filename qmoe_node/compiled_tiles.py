@@ -1,0 +1,127 @@
+"""Tiles whose loops are compiled, where numba is installed and a layer is large enough to be worth it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from qmoe_node.checks import examine
+from qmoe_node.kernel_weights import expert_zero_points, tile_height
+from qmoe_node.layer import Projection
+from qmoe_node.packing import default_zero_point
+from qmoe_node.tiles import PackedTiles, StoredTiles, Tiles, codes_in_byte, expert_scales
+from runtime.types import ValueType
+
+WORTH_COMPILED = 1 << 21
+"""Weights of all experts in a projection from which on loading compiled loops pays: it takes a quarter of a second."""
+WORTH_A_CALL = 1 << 24
+"""Weights of a layer from which on what is saved is more than what a call from Python costs."""
+MANY = 20
+"""Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's."""
+FEW_FOR_A_LANE = 3
+"""Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
+FEWEST_ROWS = 8
+"""Rows that the compiled loops take at least."""
+
+
+@cache
+def compiled_loops() -> ModuleType | None:
+    """`qmoe_node.compiled`; None where numba is not installed, or not for this NumPy."""
+    try:
+        from qmoe_node import compiled
+    except ImportError:
+        return None
+    return compiled
+
+
+def can_compile(projection: Projection) -> bool:
+    """Whether there are compiled loops for these weights."""
+    in_byte = codes_in_byte(projection)
+    if not in_byte or projection.rows < FEWEST_ROWS or projection.block_size // in_byte % 4:
+        return False
+    return compiled_loops() is not None
+
+
+def why_compiled(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any]) -> str:
+    """Why a QMoE node with inputs of these types is better computed here than by ONNX Runtime; empty if it is not."""
+    layer, _ = examine("QMoE", inputs, attributes)
+    if layer is None:
+        return ""
+    weights = layer.experts * sum(projection.rows * projection.columns for projection in layer.projections)
+    if weights < WORTH_A_CALL or not all(can_compile(projection) for projection in layer.projections):
+        return ""
+    return "compiled loops are faster there for all but very few or many tokens"
+
+
+def is_best_at(tokens: Sequence[int], logits: Sequence[int], attributes: Mapping[str, Any]) -> bool:
+    """Whether that is so for tokens [..., hidden] and router logits [T, experts].
+
+    ONNX Runtime's kernel is slow where experts have a few tokens each. One alone it multiplies with packed weights as
+    fast as memory gives them; and for many its products are the faster ones.
+    """
+    experts = logits[-1]
+    choices = math.prod(tokens[:-1]) * int(attributes.get("k") or 1)
+    return experts <= choices <= MANY * experts
+
+
+def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:
+    """One expert's weights."""
+    if not codes_in_byte(projection):
+        return StoredTiles(projection, inputs, expert)
+    is_worth = len(inputs[projection.port("experts_weights")]) * projection.rows * projection.columns >= WORTH_COMPILED
+    return (CompiledTiles if is_worth and can_compile(projection) else PackedTiles)(projection, inputs, expert)
+
+
+class CompiledTiles(Tiles):
+    """Weights in whole blocks and bytes, with compiled loops."""
+
+    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> None:
+        super().__init__(projection, inputs, expert)
+        found = compiled_loops()
+        assert found is not None
+        rows = projection.rows
+        self._codes = np.ascontiguousarray(inputs[projection.port("experts_weights")][expert]).reshape(rows, -1)
+        zeros = expert_zero_points(projection, inputs, expert)
+        self._zeros = np.zeros((rows, 0), np.uint8) if zeros is None else np.ascontiguousarray(zeros)
+        self._default_zero = np.float32(default_zero_point(projection.bits))
+        scales = expert_scales(projection, inputs, expert)
+        if scales is None:
+            scales = np.ones((rows, projection.blocks), np.float32)
+        self._scales = np.ascontiguousarray(scales)
+        lanes = found.lanes_for(projection.block_size // self._in_byte)
+        self._loops = found.loops(projection.bits, lanes, int(zeros is not None))
+        self.few = FEW_FOR_A_LANE * lanes
+        """Tokens up to which `project_rows` is the fastest way."""
+
+    def project(self, tokens: np.ndarray) -> np.ndarray:
+        if len(tokens) > self.few:
+            return super().project(tokens)
+        result = np.empty((len(tokens), self._projection.rows), np.float32)
+        self.project_rows(self.arranged(tokens), 0, self._projection.rows, result)
+        return result
+
+    def project_rows(self, tokens: np.ndarray, start: int, stop: int, out: np.ndarray) -> None:
+        """Columns `start` to `stop` (`FEWEST_ROWS` at least) of W x into out [t, rows], of tokens that are arranged."""
+        self._loops.project(self._codes, self._scales, self._zeros, self._default_zero, tokens, start, stop, out)
+
+    def weights(self, start: int, stop: int) -> np.ndarray:
+        rows, found = slice(start, stop), self._room[: stop - start]
+        self._loops.unpack(self._codes[rows], self._scales[rows], self._zeros[rows], self._default_zero, found)
+        return found
+
+    def scale_sums(self, start: int, gradient: np.ndarray) -> np.ndarray:
+        rows = slice(start, start + len(gradient))
+        sums = np.empty((len(gradient), self._projection.blocks), np.float32)
+        self._loops.scale_sums(self._codes[rows], self._zeros[rows], self._default_zero, gradient, sums)
+        return sums
+
+    @cached_property
+    def _room(self) -> np.ndarray:
+        """What tiles are unpacked into."""
+        height = min(tile_height(self._projection), self._projection.rows)
+        return np.empty((height, self._projection.columns), np.float32)

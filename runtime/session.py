@@ -57,6 +57,8 @@ class _Engine(Protocol):
 
     def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]: ...
 
+    def drop_copies(self) -> None: ...
+
 
 class Session:
     """A graph, checked and compiled, that runs as often as wanted. Later edits of the graph do not change it.
@@ -385,6 +387,8 @@ class _Prepared:
             self._backwards[key] = self._prepare_backward(*key)
         self._backwards.move_to_end(key)
         plan, engine = self._backwards[key]
+        if "numpy" in engine.placement.backends.values():
+            self.engine.drop_copies()  # what computes the gradient needs the memory
         kept = self._forward(feeds, (*given, *dict.fromkeys(name for group in plan.kept.values() for name in group)))
         inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
         inputs |= {name: kept[name] for group in plan.kept.values() for name in group}

@@ -145,6 +145,9 @@ class Engine:
         self._constants = constants(graph) | self._program.constants
         self.placement = Placement({document_node(node): "numpy" for node in graph})
 
+    def drop_copies(self) -> None:
+        """There are none."""
+
     def run(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
         values = dict(self._constants)

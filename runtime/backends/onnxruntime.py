@@ -62,6 +62,7 @@ class Engine:
         }
         self._on_numpy: dict[str, str] = {}
         self._refused: set[str] = set()
+        self._drops_copies = False
         for node in model.graph:
             reason = self._why_numpy(node)
             if reason:
@@ -195,7 +196,7 @@ class Engine:
         node_type = catalog.find(operator_name(node), self._opsets)
         if len(piece.nodes) > 1 or node_type is None or node_type.numpy_pays_now is None:
             return
-        if document_node(node) in self._refused:
+        if self._drops_copies or document_node(node) in self._refused:
             return
         if why_numpy_pays(node, self._opsets, self._options):
             ports = dict(zip(port_names(node_type, len(node.inputs)), node.inputs, strict=False))
@@ -221,6 +222,13 @@ class Engine:
                 return self._run_pieces(feeds, wanted, control)
             except _Repartition:
                 self._build()
+
+    def drop_copies(self) -> None:
+        """From now on NumPy runs what either can: ONNX Runtime's copies of its weights are given back."""
+        for index in self._choices:
+            self._natives.pop(index, None)
+        self._choices.clear()
+        self._drops_copies = True
 
     def _run_pieces(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         values: dict[str, Any] = dict(feeds)

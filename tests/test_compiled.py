@@ -1,0 +1,251 @@
+"""The compiled loops over packed weights: NumPy's numbers, whichever processor, threads and numbers of tokens."""
+
+import multiprocessing
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import qmoe_node
+from qmoe_node import compiled, compiled_tiles, kernel
+from qmoe_node.checks import layer_of
+from qmoe_node.compiled_tiles import CompiledTiles, can_compile
+from qmoe_node.node import QMoE
+from qmoe_node.tiles import PackedTiles
+from runtime import Graph, GraphError, Session, Tensor
+from runtime.backends.control import Control, observed
+from tests.qmoe_layers import make_layer
+from tests.test_qmoe_forward import assert_close
+from tests.test_qmoe_gradients import assert_slopes, upstream_of
+
+
+@pytest.fixture(autouse=True)
+def everything_is_large(monkeypatch):
+    """Layers of any size take the ways of large ones."""
+    monkeypatch.setattr(compiled_tiles, "WORTH_COMPILED", 0)
+    monkeypatch.setattr(compiled_tiles, "WORTH_A_CALL", 0)
+
+
+@st.composite
+def compilable(draw):
+    """(inputs, attributes, inter) of layers that there are loops for; few tokens, and so many that products do it."""
+    bits = draw(st.sampled_from([2, 4, 8]))
+    block = draw(st.sampled_from([0, 16, 32, 64]))
+    hidden, inter = (64 * draw(st.integers(1, 3)) for _ in range(2))
+    swiglu = draw(st.booleans())
+    inputs, attributes = make_layer(
+        draw(st.integers(0, 2**16)),
+        tokens=draw(st.sampled_from([1, 2, 3, 4, 7, 30, 150])),
+        experts=draw(st.integers(2, 5)),
+        hidden=hidden,
+        inter=inter,
+        kind=draw(st.sampled_from(["float", "float", "float16", "bfloat16"])),
+        bits=(bits,) * 3,
+        block_size=block,
+        zero_points=draw(st.booleans()),
+        fc3=not swiglu and draw(st.booleans()),
+        biases=draw(st.booleans()),
+        **({"activation_type": "swiglu", "swiglu_fusion": draw(st.sampled_from([1, 2]))} if swiglu else {}),
+    )
+    return inputs, attributes, inter
+
+
+@settings(deadline=None, max_examples=60)
+@given(compilable())
+def test_outputs_against_float64(case):
+    inputs, attributes, inter = case
+    assert all(can_compile(projection) for projection in layer_of(inputs, attributes).projections)
+    assert_close(inputs, attributes, inter)
+
+
+@settings(deadline=None, max_examples=25)
+@given(compilable())
+def test_gradients_against_slopes(case):
+    inputs, attributes, inter = case
+    inputs = {
+        port: array.astype(np.float32) if array.dtype.kind != "u" and array.dtype.itemsize == 2 else array
+        for port, array in inputs.items()
+    }
+    assert_slopes(
+        {**inputs, "input": inputs["input"][:7], "router_probs": inputs["router_probs"][:7]}, attributes, inter
+    )
+
+
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_loops_of_every_length(bits, lanes, zero_points, monkeypatch):
+    """Also those that this machine would not choose: vectors of other processors, and those of short blocks."""
+    monkeypatch.setattr(compiled, "MOST_LANES", lanes)
+    inputs, attributes = make_layer(hidden=192, inter=128, bits=(bits,) * 3, block_size=64, zero_points=zero_points)
+    projection = layer_of(inputs, attributes).fc1
+    plain, fast = PackedTiles(projection, inputs, 1), CompiledTiles(projection, inputs, 1)
+    assert fast._loops is compiled.loops(bits, lanes, int(zero_points))
+    np.testing.assert_array_equal(fast.weights(16, 43), plain.weights(16, 43))
+    random = np.random.default_rng(0)
+    gradient = random.standard_normal((27, 192), np.float32)
+    sums = fast.scale_sums(16, gradient.copy())
+    np.testing.assert_allclose(sums, plain.scale_sums(16, gradient.copy()), atol=1e-5 * np.abs(sums).max())
+    for tokens in (1, 2, 3, 4, 5, 11):
+        x = random.standard_normal((tokens, 192), np.float32)
+        expected = plain.project(x)
+        np.testing.assert_allclose(fast.project(x), expected, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("rows", [8, 9, 10, 11, 13, 31])
+def test_rows_need_not_be_groups(rows):
+    inputs, attributes = make_layer(hidden=32, inter=rows, biases=False, bits=(8, 8, 8), activation_type="identity")
+    projection = layer_of(inputs, attributes).fc1
+    assert can_compile(projection)
+    x = np.random.default_rng(0).standard_normal((3, 32), np.float32)
+    expected = PackedTiles(projection, inputs, 0).project(x)
+    np.testing.assert_allclose(CompiledTiles(projection, inputs, 0).project(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", [{"inter": 6}, {"hidden": 20}, {"block_size": 16, "bits": (8, 8, 8), "hidden": 40}])
+def test_other_layouts_are_left_to_numpy(case):
+    inputs, attributes = make_layer(**({"inter": 32} | case))
+    assert not all(can_compile(projection) for projection in layer_of(inputs, attributes).projections)
+    assert_close(inputs, attributes, case.get("inter", 32))
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_threads_change_nothing(tokens, bits, monkeypatch):
+    """Also with fewer experts than threads, whose rows are shared out."""
+    monkeypatch.setattr(kernel, "WORTH_THREADS", 0)
+    inputs, attributes = make_layer(
+        tokens=tokens, experts=3, hidden=128, inter=72, bits=(bits,) * 3, k=1, activation_type="swiglu", swiglu_fusion=1
+    )
+    found = []
+    for threads in (1, 2, 3, 7):
+        with observed(Control(), threads):
+            found.append(qmoe_node.evaluate(inputs, attributes))
+    for other in found[1:]:
+        assert np.abs(other - found[0]).max() <= 1e-6 * np.abs(found[0]).max()
+
+
+def test_numbers_that_are_not_finite_pass():
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=2, k=2, activation_type="identity", biases=False)
+    inputs["input"][1, 3], inputs["input"][2, 5] = np.nan, np.inf
+    output = qmoe_node.evaluate(inputs, attributes)
+    assert np.isfinite(output[0]).all()
+    assert np.isnan(output[1]).all()
+    assert not np.isfinite(output[2]).any()
+
+
+def test_arrays_may_be_read_only_and_in_any_order():
+    inputs, attributes = make_layer(hidden=64, inter=64, zero_points=True, block_size=32)
+    expected = qmoe_node.evaluate(inputs, attributes)
+    for name, array in inputs.items():
+        odd = np.asfortranarray(array)
+        odd.flags.writeable = False
+        inputs[name] = odd
+    np.testing.assert_array_equal(qmoe_node.evaluate(inputs, attributes), expected)
+
+
+def graph_of(inputs, attributes, shape=("tokens", 64)):
+    """A graph whose weights are constants."""
+    graph = Graph()
+    for name, declared in (("x", list(shape)), ("router", ["tokens", inputs["router_probs"].shape[1]])):
+        graph.add("Input", name, parameters={"type": "tensor(float)", "shape": declared})
+    graph.add("com.microsoft.QMoE", "moe", parameters=attributes)
+    graph.wire("x.value", "moe.input")
+    graph.wire("router.value", "moe.router_probs")
+    for port, array in inputs.items():
+        if port.startswith("fc"):
+            graph.add("Initializer", port, parameters={"tensor": Tensor.from_array(array)})
+            graph.wire(f"{port}.value", f"moe.{port}")
+    graph.add("Output", "y")
+    graph.wire("moe.output", "y.value")
+    return graph
+
+
+def fed(tokens, hidden=64, experts=4):
+    random = np.random.default_rng(tokens)
+    return {
+        "x": random.standard_normal((tokens, hidden), np.float32),
+        "router": random.standard_normal((tokens, experts), np.float32),
+    }
+
+
+def test_onnx_runtime_computes_very_few_and_many_tokens(monkeypatch):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+    graph = graph_of(inputs, attributes)
+    session, numpy = Session(graph), Session(graph, "numpy")
+    assert session.placement == {"moe": "numpy"}
+    expected = {tokens: numpy.forward(fed(tokens))["y"] for tokens in (1, 2, 20, 40, 41)}
+    own = []
+    evaluate = QMoE.evaluate
+    monkeypatch.setattr(QMoE, "evaluate", staticmethod(lambda *given: own.append(1) or evaluate(*given)))
+    session = Session(graph)
+    used = {}
+    for tokens, y in expected.items():
+        own.clear()
+        found = session.forward(fed(tokens))["y"]
+        used[tokens] = bool(own)
+        assert np.abs(found - y).max() <= 1e-6 * np.abs(y).max()
+    assert used == {1: False, 2: True, 20: True, 40: True, 41: False}
+    session.forward(fed(1), times=True)
+    assert list(session.last_run.times) == ["moe"]
+
+
+def test_what_the_graph_leaves_open_is_checked_before_onnx_runtime_sees_it():
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
+    session = Session(graph_of(inputs, attributes, ("tokens", "width")))
+    good = session.forward(fed(1))["y"]
+    for tokens in (1, 20):
+        with pytest.raises(GraphError, match="moe.*expected"):
+            session.forward(fed(tokens, hidden=32))
+    np.testing.assert_array_equal(session.forward(fed(1))["y"], good)
+
+
+def test_precision_fast_is_onnx_runtimes():
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+    assert Session(graph_of(inputs, attributes), precision="fast").placement == {"moe": "onnxruntime"}
+
+
+def test_without_numba_everything_runs(monkeypatch):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
+    expected = qmoe_node.evaluate(inputs, attributes)
+    gradients = qmoe_node.gradients(inputs, attributes, upstream_of(inputs))
+    monkeypatch.setattr(compiled_tiles, "compiled_loops", lambda: None)
+    found = qmoe_node.evaluate(inputs, attributes)
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+    for port, other in qmoe_node.gradients(inputs, attributes, upstream_of(inputs)).items():
+        assert np.abs(other - gradients[port]).max() <= 1e-5 * np.abs(other).max(), port
+    assert Session(graph_of(inputs, attributes)).placement == {"moe": "onnxruntime"}
+
+
+def _in_a_child(queue, inputs, attributes):
+    queue.put(qmoe_node.evaluate(inputs, attributes))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(kernel, "WORTH_THREADS", 0)
+    inputs, attributes = make_layer(tokens=8, hidden=64, inter=64)
+    with observed(Control(), 2):
+        expected = qmoe_node.evaluate(inputs, attributes)
+        context = multiprocessing.get_context("fork")
+        queue = context.Queue()
+        child = context.Process(target=_in_a_child, args=(queue, inputs, attributes))
+        child.start()
+        np.testing.assert_array_equal(queue.get(timeout=60), expected)
+        child.join()
+
+
+def test_a_gradient_leaves_no_second_copy_of_the_weights(monkeypatch):
+    monkeypatch.setattr("qmoe_node.grad.WORTH_BYTES", 0)
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+    session = Session(graph_of(inputs, attributes))
+    own = []
+    evaluate = QMoE.evaluate
+    monkeypatch.setattr(QMoE, "evaluate", staticmethod(lambda *given: own.append(1) or evaluate(*given)))
+    before = session.forward(fed(1))["y"]
+    assert not own
+    session.backward({"y": np.ones_like(before)}, ["x"])
+    after = session.forward(fed(1))["y"]
+    assert own, "NumPy's kernel reads the weights as they are"
+    assert np.abs(after - before).max() <= 1e-6 * np.abs(before).max()

@@ -239,10 +239,10 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch):
 def test_a_gradient_leaves_no_second_copy_of_the_weights(monkeypatch):
     monkeypatch.setattr("qmoe_node.grad.WORTH_BYTES", 0)
     inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
-    session = Session(graph_of(inputs, attributes))
     own = []
     evaluate = QMoE.evaluate
     monkeypatch.setattr(QMoE, "evaluate", staticmethod(lambda *given: own.append(1) or evaluate(*given)))
+    session = Session(graph_of(inputs, attributes))
     before = session.forward(fed(1))["y"]
     assert not own
     session.backward({"y": np.ones_like(before)}, ["x"])

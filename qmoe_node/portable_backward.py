@@ -103,7 +103,7 @@ def _write(
 def _rows(op: Formulas, layer: Layer, operand: Operand) -> Expr:
     """Tokens, or their gradients, as float32 [T, hidden]."""
     tokens = as_float(op.tape, operand.value, operand.element)
-    return expression(op, reshape(op.tape, tokens, -1, layer.hidden))
+    return expression(op, tokens if operand.rank == 2 else reshape(op.tape, tokens, -1, layer.hidden))
 
 
 Rows: TypeAlias = "dict[str, tuple[Expr, tuple[int, ...]]]"

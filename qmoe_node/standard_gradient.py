@@ -136,7 +136,7 @@ def _gelu(op: Formulas, x: Expr, upstream: Expr) -> Expr:
 
 def _swish(op: Formulas, x: Expr, upstream: Expr, alpha: float = 1.0) -> Expr:
     """The gradient of x in x sigmoid(alpha x)."""
-    inner = x * alpha
+    inner = x if alpha == 1 else x * alpha
     share = _sigmoid(op, inner)
     return upstream * (share * (1 + inner * (1 - share)))
 
@@ -176,8 +176,10 @@ def _swiglu(op: Formulas, settings: Settings, gate: Expr, linear: Expr, upstream
         factor = op.Where(above, bound, op.Where(below, number(op, -limit), linear))
         if not after:
             inner = op.Where(op.Greater(gate, bound), bound, gate)
-    activated = inner * _sigmoid(op, inner * alpha)
-    gate_gradient = _swish(op, inner, upstream * (factor + settings.activation_beta), alpha)
+    # As the forward pass writes it, which is then not computed once more.
+    activated = inner / (op.Exp(-inner if alpha == 1 else inner * -alpha) + 1)
+    beta = settings.activation_beta
+    gate_gradient = _swish(op, inner, upstream * (factor + beta if beta else factor), alpha)
     if clamped:
         beyond = op.Greater(activated if after else gate, bound)
         gate_gradient = op.Where(beyond, zero, gate_gradient)

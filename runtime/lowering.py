@@ -17,6 +17,7 @@ from runtime.backends.control import attribute_values, document_node, named, ope
 from runtime.backends.ortvalues import document_tensor
 from runtime.errors import Finding, GraphError
 from runtime.ir_tensors import GraphTensor
+from runtime.merging import merge_equal
 from runtime.node import Node
 from runtime.tape import OWNER, Tape, tensor_type
 from runtime.tensors import Tensor
@@ -130,7 +131,9 @@ def lower(model: ir.Model, *, precision: Literal["exact", "fast"] = "exact", fee
             node_type.lower(site, precision == "exact")
         findings.extend(site.findings)
 
-    _rewrite(model, lambda node_type: node_type.lower is not None or _is_scatter(node_type), rewrite, feeds)
+    before = {value.name for node in model.graph for value in node.outputs}
+    if _rewrite(model, lambda node_type: node_type.lower is not None or _is_scatter(node_type), rewrite, feeds) > 1:
+        merge_equal(model.graph, before)  # a gradient repeats much of what its node computes
     return findings
 
 
@@ -181,7 +184,8 @@ def write_forms(model: ir.Model) -> None:
 
 def _rewrite(
     model: ir.Model, wanted: Callable[[type[Node]], bool], rewrite: Callable[[type[Node], Site], None], feeds: bool
-) -> None:
+) -> int:
+    """Rewrites nodes of the wanted types; returns how many there were."""
     opsets = dict(model.opset_imports)
     found = [
         (node, owner, node_type)
@@ -199,6 +203,7 @@ def _rewrite(
             errors += error.findings
     if errors:
         raise GraphError(errors)
+    return len(found)
 
 
 def names_of(model: ir.Model) -> set[str]:

@@ -100,10 +100,11 @@ def evaluate(
     batch_size: int,
     losses: Sequence[str],
     metrics: Sequence[Metric] = (),
+    fixed: Mapping[str, np.ndarray] | None = None,
 ) -> Evaluation:
     """Runs the `rows` of `data` through the graph that `session` has open, in batches, and measures what came out.
 
-    `data` has all inputs of the graph and all targets of the metrics.
+    `data` has all inputs of the graph and all targets of the metrics; `fixed` are inputs that all rows share.
     """
     routed = mixtures(graph)
     probes = sorted({source for node in routed for source in given_to(graph, node)})
@@ -113,7 +114,8 @@ def evaluate(
     for start in range(rows.start, rows.stop, batch_size):
         batch = slice(start, min(start + batch_size, rows.stop))
         size = batch.stop - batch.start
-        results = session.forward({name: array[batch] for name, array in inputs.items()}, probes=probes)
+        feeds = {name: array[batch] for name, array in inputs.items()} | dict(fixed or {})
+        results = session.forward(feeds, probes=probes)
         for name in losses:
             sums[name] += float(np.asarray(results[name]).reshape(())) * size
         for metric in metrics:

@@ -73,8 +73,8 @@ class Adam:
         """See `Optimizer.update`."""
         if self.weight_decay:
             gradient = gradient + self.weight_decay * weight
-        change, state = _adam(self.beta1, self.beta2, self.epsilon, gradient, state, step)
-        return weight - rate * change, state
+        change, state = _adam(self.beta1, self.beta2, self.epsilon, gradient, state, rate, step)
+        return weight - change, state
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +92,29 @@ class AdamW:
 
     def update(self, weight: Expr, gradient: Expr, state: State, rate: Expr, step: Expr) -> tuple[Expr, State]:
         """See `Optimizer.update`."""
-        change, state = _adam(self.beta1, self.beta2, self.epsilon, gradient, state, step)
-        return weight * (1.0 - rate * self.weight_decay) - rate * change, state
+        change, state = _adam(self.beta1, self.beta2, self.epsilon, gradient, state, rate, step)
+        return weight * (1.0 - rate * self.weight_decay) - change, state
 
 
 def _adam(
-    beta1: float, beta2: float, epsilon: float, gradient: Expr, state: Mapping[str, Expr], step: Expr
+    beta1: float, beta2: float, epsilon: float, gradient: Expr, state: Mapping[str, Expr], rate: Expr, step: Expr
 ) -> tuple[Expr, State]:
+    """What is taken from the weight, and the new state.
+
+    The corrections m / c and v / d are brought together in numbers, rate sqrt(d) / c and epsilon sqrt(d), that all
+    weights share: small weights cost what operators cost, not what they compute.
+    """
     op = gradient.op
     first = beta1 * state["first_moment"] + (1 - beta1) * gradient
-    second = beta2 * state["second_moment"] + (1 - beta2) * gradient * gradient
+    second = beta2 * state["second_moment"] + (1 - beta2) * (gradient * gradient)
     # In double precision: 1 - beta^t loses half of a float32's digits at the first steps.
-    share1, share2 = ((1.0 - op.Pow(op.operand(beta, step), step)).cast(gradient.element) for beta in (beta1, beta2))
-    change = (first / share1) / (op.Sqrt(second / share2) + epsilon)
-    return change, {"first_moment": first, "second_moment": second}
+    share1, share2 = (1.0 - op.Pow(op.operand(beta, step), step) for beta in (beta1, beta2))
+    root = op.Sqrt(share2)
+    size, least = (
+        (rate.cast(step.element) * root / share1).cast(gradient.element),
+        (root * epsilon).cast(gradient.element),
+    )
+    return size * first / (op.Sqrt(second) + least), {"first_moment": first, "second_moment": second}
 
 
 def _check_adam(beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:

@@ -31,6 +31,11 @@ from runtime.training.step import NORM, TOTAL, trainable_weights, training_step
 
 CHECKPOINT = "checkpoint.zip"
 LOG = "log.jsonl"
+OPEN_BYTES = 16 << 20
+"""Bytes of trained weights up to which the session that measures epochs stays open, and is given them as inputs.
+
+Larger ones are worth a session of their own in which they are constants, laid out for the fastest kernels.
+"""
 
 Report = Callable[["Progress"], None]
 EpochReport = Callable[[int], None]
@@ -158,6 +163,7 @@ class Trainer:
         self._best_epoch = -1
         self._log: list[dict[str, Any]] = []
         self._digests: dict[str, str] | None = None
+        self._scorer: Session | None = None
         if self._folder is not None:
             self._open_folder(self._folder, resume)
         elif resume:
@@ -268,13 +274,18 @@ class Trainer:
 
     def _evaluate(self, rows: range) -> Evaluation:
         """Losses, metrics and loads on samples, with the weights as they are."""
-        graph = self._graph.copy()
-        weights = self._current()
-        for name, id in trainable_weights(graph).items():
+        graph, weights, settings = self._graph.copy(), self._current(), self.settings
+        ids = trainable_weights(graph)
+        is_small = sum(array.nbytes for array in weights.values()) <= OPEN_BYTES
+        for name, id in ids.items():
             graph.set(id, "tensor", Tensor.from_array(weights[name]))
-        session = Session(graph, **self._options)
-        settings = self.settings
-        return evaluate(graph, session, self._data, rows, settings.batch_size, list(settings.losses), settings.metrics)
+            if is_small:
+                graph.set(id, "overridable", True)
+        session = self._scorer or Session(graph, **self._options)
+        self._scorer = session if is_small else None
+        given = {str(graph.nodes[id].parameters.get("name") or id): weights[name] for name, id in ids.items()}
+        losses, fixed = list(settings.losses), given if is_small else {}
+        return evaluate(graph, session, self._data, rows, settings.batch_size, losses, settings.metrics, fixed)
 
     def _checked(self, data: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         targets = [metric.target for metric in self.settings.metrics if metric.target]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from runtime.cluster import Done, Pool, Task, Tell
-from runtime.datasets import DataSet, sampled_digest
+from runtime.datasets import DataSet
+from runtime.spans import sampled_digest
 from runtime.errors import Finding, GraphError, StudioError
 from runtime.feeds import retyped
 from runtime.graph import Graph

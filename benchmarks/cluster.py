@@ -187,11 +187,15 @@ def _scored(
 
     opening = Opening(threads=1)
     job = job_of(graph, open_data(data), {}, batch, shard_rows)
+    job.data.fingerprint()  # the command takes it before there are workers
+    first = next(job.data.pieces(min(job.data.rows, 16 * TOKENS)))
+    np.savez(folder / "first.npz", **first)  # enough for every worker to open the graph
+    few = open_data(folder / "first.npz")
     events: list[Mapping[str, Any]] = []
     pool = Cluster("local", workers, [{"graph": graph}], opening, tell=events.append)
     try:
         with _results(folder) as warm:
-            score(job_of(graph, _Few(open_data(data)), {}, batch, batch), warm, pool, lambda event: None)
+            score(job_of(graph, few, {}, batch, batch), warm, pool, lambda event: None)
         with _results(folder) as results:
             start = time.perf_counter()
             score(job, results, pool, events.append)
@@ -213,27 +217,6 @@ def _results(folder: Path) -> Iterator[Any]:
     finally:
         results.close()
         shutil.rmtree(out)
-
-
-class _Few:
-    """The first rows of a data set, enough for every worker to open the graph."""
-
-    processors = 0
-
-    def __init__(self, whole: Any) -> None:
-        self._whole, self.path, self.names = whole, whole.path, whole.names
-        self.rows = min(whole.rows, 16 * TOKENS)
-
-    def pieces(self, size: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """As many as there are."""
-        for number, piece in enumerate(self._whole.pieces(size, start)):
-            if number * size >= self.rows:
-                return
-            yield {name: array[: self.rows - number * size] for name, array in piece.items()}
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Nothing tells it from other data."""
-        return {}
 
 
 def _largest(events: Sequence[Mapping[str, Any]]) -> int:

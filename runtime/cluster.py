@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from runtime.errors import Cancelled, Finding, GraphError
 from runtime.graph import Graph
-from runtime.hosting import Failure, Host, Opening, Rows, versions
+from runtime.hosting import Failure, Host, Opening, Places, Rows, Sight, versions
 
 LOCAL = "local"
 """The address that stands for a cluster on this machine, which is there as long as the job."""
@@ -32,13 +32,20 @@ PATIENCE = 60.0
 
 @dataclass(slots=True)
 class Task:
-    """One call of a method of `Host`. `owner` is the worker who must do it, where not any may."""
+    """One call of a method of `Host`. `owner` is the worker who must do it, where not any may.
+
+    `arguments` may depend on what the worker sees.
+    """
 
     index: int
     method: str
-    arguments: tuple[Any, ...] = field(repr=False)
+    arguments: tuple[Any, ...] | Callable[[Sight], tuple[Any, ...]] = field(repr=False)
     owner: int | None = None
     deaths: int = 0
+
+    def arguments_for(self, sight: Sight) -> tuple[Any, ...]:
+        """The arguments of the call to a worker."""
+        return self.arguments(sight) if callable(self.arguments) else self.arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,9 @@ class Pool(Protocol):
 
     def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None) -> Iterator[Done]:
         """Does tasks, which are taken one by one as there is room, and gives each result once, in any order."""
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """Lets workers see a job's places for themselves; their tasks are made for what they see."""
 
     def share(self, value: Any) -> Any:
         """Stands for a value that several tasks have among their arguments, so that it is sent once."""
@@ -84,7 +94,10 @@ class Here:
         for task in tasks:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
-            yield Done(task, getattr(self._host, task.method)(*task.arguments), 0)
+            yield Done(task, getattr(self._host, task.method)(*task.arguments_for(Sight())), 0)
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """There is nothing to show: rows that this process reads need not be sent, nor results."""
 
     def share(self, value: Any) -> Any:
         """The value: nothing is sent."""
@@ -96,12 +109,15 @@ class Here:
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker as this side knows it. `ping` is a call that it answers when it is there (again)."""
+    """A worker as this side knows it. `ping` is a call that it answers when it is there (again), `process` is where it
+    was when it last did; 0 if it is known to be gone."""
 
     number: int
     actor: Any
     opening: Opening
     graphs: Any
+    process: int = 0
+    sight: Sight = field(default_factory=Sight)
     ping: Any = None
     called: float = 0.0
     under_way: deque[Any] = field(default_factory=deque)
@@ -136,6 +152,7 @@ class Cluster:
         own = _processors()
         threads = opening.threads or (max(1, own // (workers or own)) if address == LOCAL else 1)
         self._workers: list[_Worker] = []
+        self._places: Places | None = None
         self._ray = connect(address, (workers or max(1, own // threads)) * threads + spare)
         try:
             there = int(self._ray.cluster_resources().get("CPU", 0)) - spare
@@ -193,6 +210,15 @@ class Cluster:
             for worker in self._workers:
                 worker.under_way.clear()
 
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """Asks workers what they see of a job's places, and tells what they do not."""
+        if places.source is None:
+            text = f"Workers cannot read their rows themselves, and are sent them: {why_not_in_place}."
+            self._tell({"event": "warning", "message": text})
+        self._places = places
+        for worker in self._workers:
+            self._call(worker)
+
     def share(self, value: Any) -> Any:
         """Puts a value where all workers can read it, for as long as a task has it."""
         return self._ray.put(value)
@@ -224,7 +250,7 @@ class Cluster:
                         continue
                 else:
                     continue
-                reference = getattr(worker.actor, task.method).remote(*task.arguments)
+                reference = getattr(worker.actor, task.method).remote(*task.arguments_for(worker.sight))
                 worker.under_way.append(reference)
                 under_way[reference] = worker, task
         return more
@@ -248,6 +274,7 @@ class Cluster:
             task.deaths += was_first
             self._tell({"event": "worker lost", "worker": worker.number, "task": task.index, "error": _first(error)})
             if worker.ping is None:
+                worker.process = 0
                 self._call(worker)
             if task.deaths < ATTEMPTS:
                 again.append(task)
@@ -259,7 +286,7 @@ class Cluster:
     def _call(self, worker: _Worker) -> None:
         """Asks a worker to get ready: it answers when it has started, or started again."""
         worker.called = perf_counter()
-        worker.ping = worker.actor.prepare.remote(worker.graphs, worker.opening, self._given)
+        worker.ping = worker.actor.prepare.remote(worker.graphs, worker.opening, self._given, self._places)
 
     def _greet(self, worker: _Worker) -> None:
         """Lets a worker that has started take part; one that is gone for good is made anew by Ray, or given up."""
@@ -270,9 +297,18 @@ class Cluster:
             self._call(worker)
             return
         except self._ray.exceptions.RayError as error:
-            raise _no_start(error) from error
+            if not worker.process:
+                raise _no_start(error) from error
+            worker.process = 0  # it was there when it was asked
+            self._call(worker)
+            return
         self._check_versions(worker, facts)
-        self._tell({"event": "worker", "worker": worker.number, "host": facts["host"], "process": facts["process"]})
+        if worker.process != facts["process"]:
+            self._tell({"event": "worker", "worker": worker.number, "host": facts["host"], "process": facts["process"]})
+        for trouble in facts["sight"].troubles:
+            if trouble not in worker.sight.troubles:
+                self._tell({"event": "warning", "message": f"Worker {worker.number} on {facts['host']} {trouble}."})
+        worker.process, worker.sight = facts["process"], facts["sight"]
 
     def _check_presence(self, again: Iterable[Task]) -> None:
         """GraphError if nobody is there for too long, or not the worker who alone can do a task."""

@@ -23,6 +23,7 @@ Rows = dict[str, np.ndarray]
 LOCAL_HEADER = 30
 """Bytes before a member's name in a zip file."""
 
+
 class DataSet(Protocol):
     """Arrays by name, `rows` long each."""
 

@@ -16,7 +16,8 @@ import numpy as np
 from runtime.errors import Cancelled, FileError, Finding, GraphError, StudioError
 from runtime.graph import Graph
 from runtime.session import Session
-from runtime.shards import Skipped
+from runtime.shards import Folder, Skipped
+from runtime.spans import Source
 
 if TYPE_CHECKING:
     from runtime.training.parallel import GradientRunner
@@ -57,12 +58,18 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The outputs of some rows; `per` says which have a result for each row, and which for each batch."""
+    """The outputs of some rows; `per` says which have a result for each row, and which for each batch.
+
+    `seconds` are those that the graph ran. The outputs may be in the folder of results already, in `file`; where they
+    could not be written there, `not_written` says why.
+    """
 
     outputs: Mapping[str, np.ndarray] = field(repr=False)
     per: Mapping[str, str]
     skipped: tuple[Skipped, ...]
     seconds: float
+    file: str = ""
+    not_written: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,33 @@ class Piece:
         return len(next(iter(self.rows.values())))
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows `start` to before `stop` of the data, which the worker reads itself, to be run `batch` at a time."""
+
+    start: int
+    stop: int
+    batch: int
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a job's data and results are, for workers who see these files themselves."""
+
+    source: Source | None
+    results: Folder
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What of a job's places a worker sees: whether it reads rows, and writes results; where not, `troubles` say why."""
+
+    reads: bool = False
+    writes: bool = False
+    troubles: tuple[str, ...] = ()
+
+
 class Runs(Protocol):
     """What runs a graph: a session."""
 
@@ -95,23 +129,61 @@ class Host:
         self._fixed: dict[str, np.ndarray] = {}
         self._sessions: dict[str, Runs] = {}
         self._gradients: GradientRunner | None = None
+        self._source: Source | None = None
+        self._folder: Folder | None = None
         self.cancel = threading.Event()
 
-    def prepare(self, graphs: Mapping[str, Graph], opening: Opening, fixed: Rows | None = None) -> dict[str, Any]:
-        """Takes graphs by a key, and values of inputs that are the same in every run.
+    def prepare(
+        self,
+        graphs: Mapping[str, Graph],
+        opening: Opening,
+        fixed: Rows | None = None,
+        places: Places | None = None,
+    ) -> dict[str, Any]:
+        """Takes graphs by a key, values of inputs that are the same in every run, and looks at a job's places.
 
-        Returns where this is, and the versions of what numbers depend on.
+        Returns where this is, the versions of what numbers depend on, and what it sees.
         """
         if not self._graphs:
             self._graphs, self._opening, self._fixed = dict(graphs), opening, dict(fixed or {})
-        return {"host": socket.gethostname(), "process": os.getpid(), "versions": versions()}
+        sight = self._look(places) if places is not None else Sight()
+        return {"host": socket.gethostname(), "process": os.getpid(), "versions": versions(), "sight": sight}
 
     def adopt(self, key: str, session: Runs) -> None:
         """Takes what runs the graph of a key, instead of a session of its own."""
         self._sessions[key] = session
 
-    def score(self, piece: Piece) -> Scored | Failure:
-        """Runs rows through the graph "graph"."""
+    def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
+        """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
+        if isinstance(piece, Range):
+            assert self._source is not None, "ranges are for who has seen the data"
+            try:
+                rows = self._source.read(piece.start, piece.stop)
+            except FileError as error:
+                return failure(error)
+            piece = Piece(piece.start, rows, piece.batch, piece.skip_bad)
+        scored = self._scored(piece)
+        if index is None or self._folder is None or not isinstance(scored, Scored):
+            return scored
+        try:
+            return replace(scored, outputs={}, file=self._folder.write(index, scored.outputs))
+        except FileError as error:  # whoever gets the outputs instead tries, too, and says what is the matter
+            self._folder = None
+            return replace(scored, not_written=str(error))
+
+    def _look(self, places: Places) -> Sight:
+        self._source, self._folder, troubles = None, None, []
+        try:
+            self._source = places.source.seen_here() if places.source is not None else None
+        except FileError as error:
+            troubles.append(f"does not see the data ({error}), and is sent its rows")
+        if places.results.is_here():
+            self._folder = places.results
+        else:
+            troubles.append(f"does not see the folder {places.results.path}, and sends its results")
+        return Sight(self._source is not None, self._folder is not None, tuple(troubles))
+
+    def _scored(self, piece: Piece) -> Scored | Failure:
         begun = perf_counter()
         parts: list[dict[str, np.ndarray]] = []
         counts: list[int] = []

@@ -107,7 +107,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What of a job's places a worker sees: whether it reads rows, and writes results; where not, `troubles` say why."""
+    """What of a job's places a worker sees: whether it reads rows, and writes results; `troubles` say why not."""
 
     reads: bool = False
     writes: bool = False
@@ -140,14 +140,22 @@ class Host:
         fixed: Rows | None = None,
         places: Places | None = None,
     ) -> dict[str, Any]:
-        """Takes graphs by a key, values of inputs that are the same in every run, and looks at a job's places.
+        """Takes graphs by a key, and values of inputs that are the same in every run; the places as `look` does.
 
-        Returns where this is, the versions of what numbers depend on, and what it sees.
+        Returns where this is, and the versions of what numbers depend on, besides.
         """
         if not self._graphs:
             self._graphs, self._opening, self._fixed = dict(graphs), opening, dict(fixed or {})
+        return {**self.look(places), "versions": versions()}
+
+    def look(self, places: Places | None) -> dict[str, Any]:
+        """Looks at a job's places. Returns where this is, and what it sees."""
         sight = self._look(places) if places is not None else Sight()
-        return {"host": socket.gethostname(), "process": os.getpid(), "versions": versions(), "sight": sight}
+        return {"host": socket.gethostname(), "process": os.getpid(), "sight": sight}
+
+    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Calls methods of this one after the other."""
+        return [getattr(self, method)(*arguments) for method, arguments in calls]
 
     def adopt(self, key: str, session: Runs) -> None:
         """Takes what runs the graph of a key, instead of a session of its own."""

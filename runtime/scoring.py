@@ -175,7 +175,7 @@ def score(
         waiting: list[tuple[Done, Scored]] = []
         writing = writer.submit(write, [])
         try:
-            for done in pool.map(_tasks(job, results, source), cancel):
+            for done in pool.map(_tasks(job, results, source), cancel, job.shards - there):
                 waiting.append((done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
                 if writing.done() or len(waiting) >= MOST_WAITING:
                     rows += told(writing.result())

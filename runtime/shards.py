@@ -228,10 +228,10 @@ class Results:
                 yield _shard(json.loads(line))
 
     def _write_manifest(self, complete: bool) -> None:
-        shards = [asdict(shard) for _, shard in sorted(self.done.items())] if complete else []
-        content = {"format": FORMAT, "complete": complete, "job": self.job, "shards": shards}
-        with replacing(self.folder / MANIFEST) as file:
-            file.write((json.dumps(content, indent=1) + "\n").encode())
+        head = json.dumps({"format": FORMAT, "complete": complete, "job": self.job}, indent=1).removesuffix("\n}")
+        shards = [json.dumps(asdict(shard)) for _, shard in sorted(self.done.items())] if complete else []
+        with replacing(self.folder / MANIFEST) as file:  # a line for each shard
+            file.write((f'{head},\n "shards": [\n  ' + ",\n  ".join(shards) + "\n ]\n}\n").encode())
 
     def _append(self, name: str, entries: Sequence[Mapping[str, Any]], sync: bool = False) -> None:
         path = self.folder / name

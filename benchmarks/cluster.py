@@ -194,8 +194,12 @@ def _scored(
     events: list[Mapping[str, Any]] = []
     pool = Cluster("local", workers, [{"graph": graph}], opening, tell=events.append)
     try:
-        with _results(folder) as warm:
-            score(job_of(graph, few, {}, batch, batch), warm, pool, lambda event: None)
+        warm: set[int] = set()
+        while len(warm) < workers:  # the last worker comes seconds after the first, and would be missed
+            warmed: list[Mapping[str, Any]] = []
+            with _results(folder) as results:
+                score(job_of(graph, few, {}, batch, 1), results, pool, warmed.append)
+            warm |= {event["worker"] for event in warmed if event["event"] == "shard"}
         with _results(folder) as results:
             start = time.perf_counter()
             score(job, results, pool, events.append)

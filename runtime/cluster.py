@@ -84,6 +84,7 @@ class Here:
     def __init__(self, graphs: Mapping[str, Graph], opening: Opening, fixed: Rows | None = None) -> None:
         self._host = Host()
         self._host.prepare(graphs, opening, fixed)
+        self._sight = Sight()
 
     def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
         """Does tasks one after the other."""
@@ -92,10 +93,11 @@ class Here:
         for task in tasks:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
-            yield Done(task, getattr(self._host, task.method)(*task.arguments_for(Sight())), 0)
+            yield Done(task, getattr(self._host, task.method)(*task.arguments_for(self._sight)), 0)
 
     def show(self, places: Places, why_not_in_place: str = "") -> None:
-        """There is nothing to show: rows that this process reads need not be sent, nor results."""
+        """Rows are read as they are needed; results are written beside the work, by whoever asked for it."""
+        self._sight = self._host.look(Places(places.source, None))["sight"]
 
     def share(self, value: Any) -> Any:
         """The value: nothing is sent."""
@@ -133,8 +135,8 @@ class _Call:
 
 @dataclass(slots=True)
 class _Work:
-    """Where a round of tasks stands. `left` are those still in `source`, if it is known how many there are; `seconds` is
-    how long one takes, as far as one knows."""
+    """Where a round of tasks stands. `left` are those still in `source`, if it is known how many there are; `seconds`
+    is how long one takes, as far as one knows."""
 
     source: Iterator[Task]
     left: int
@@ -290,7 +292,7 @@ class Cluster:
         return tasks
 
     def _at_once(self, worker: _Worker, work: _Work) -> int:
-        """How many tasks make one call: several short ones, but fewer towards the end, so that all workers end together.
+        """How many tasks make one call: several short ones, but fewer towards the end, so that nobody waits for one.
 
         A worker who is sent its rows gets one task, for memory's sake.
         """

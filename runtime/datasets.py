@@ -102,9 +102,7 @@ class _Files:
         return {Path(path).name: digest for path, digest in self._digests.items()}
 
     def _pieces_in_place(self, size: int, start: int) -> Iterator[Rows]:
-        source = Source(self._spans, self._stamps, {}, "")
-        for first in range(start, self.rows, size):
-            yield source.read(first, min(first + size, self.rows))
+        yield from Source(self._spans, self._stamps, {}, "").batches(start, self.rows, size)
 
     @cached_property
     def _digests(self) -> dict[str, str]:

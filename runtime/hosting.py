@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -99,10 +99,10 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where a job's data and results are, for workers who see these files themselves."""
+    """Where a job's data and results are, for workers who see these files themselves; None is for nobody to see."""
 
     source: Source | None
-    results: Folder
+    results: Folder | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +163,10 @@ class Host:
 
     def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
         """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
-        if isinstance(piece, Range):
-            assert self._source is not None, "ranges are for who has seen the data"
-            try:
-                rows = self._source.read(piece.start, piece.stop)
-            except FileError as error:
-                return failure(error)
-            piece = Piece(piece.start, rows, piece.batch, piece.skip_bad)
-        scored = self._scored(piece)
+        try:
+            scored = self._scored(self._batches(piece), piece.skip_bad)
+        except FileError as error:
+            return failure(error)
         if index is None or self._folder is None or not isinstance(scored, Scored):
             return scored
         try:
@@ -185,36 +181,49 @@ class Host:
             self._source = places.source.seen_here() if places.source is not None else None
         except FileError as error:
             troubles.append(f"does not see the data ({error}), and is sent its rows")
-        if places.results.is_here():
+        if places.results is not None and places.results.is_here():
             self._folder = places.results
-        else:
+        elif places.results is not None:
             troubles.append(f"does not see the folder {places.results.path}, and sends its results")
         return Sight(self._source is not None, self._folder is not None, tuple(troubles))
 
-    def _scored(self, piece: Piece) -> Scored | Failure:
-        begun = perf_counter()
+    def _batches(self, piece: Piece | Range) -> Iterator[tuple[int, Rows]]:
+        """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""
+        if isinstance(piece, Range):
+            assert self._source is not None, "a range is for who has seen the data"
+            firsts = range(piece.start, piece.stop, piece.batch)
+            yield from zip(firsts, self._source.batches(piece.start, piece.stop, piece.batch), strict=True)
+            return
+        for first in range(0, piece.count, piece.batch):
+            yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
+
+    def _scored(self, batches: Iterable[tuple[int, Rows]], skip_bad: bool) -> Scored | Failure:
+        seconds = 0.0
         parts: list[dict[str, np.ndarray]] = []
         counts: list[int] = []
         skipped: list[Skipped] = []
-        for start, rows in _batches(piece):
+        for start, rows in batches:
             count = len(next(iter(rows.values())))
             if self.cancel.is_set():
                 raise Cancelled("cancelled")
+            begun = perf_counter()
             try:
                 outputs = self._session("graph").forward({**self._fixed, **rows})
             except Exception as error:
                 failed = replace(failure(error), rows=(start, start + count))
-                if not piece.skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
+                if not skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
                     return failed
                 skipped.append(Skipped(start, start + count, "\n".join(map(str, failed.findings))))
                 continue
+            finally:
+                seconds += perf_counter() - begun
             parts.append(outputs)
             counts.append(count)
         try:
             outputs, per = _joined(parts, counts)
         except GraphError as error:
             return Failure(error.findings)
-        return Scored(outputs, per, tuple(skipped), perf_counter() - begun)
+        return Scored(outputs, per, tuple(skipped), seconds)
 
     def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
         """Runs one graph once."""
@@ -269,11 +278,6 @@ def failure(error: Exception) -> Failure:
         return Failure((Finding("There is not enough memory for it.", remedy="Use smaller batches.", code="memory"),))
     text = f"Something went wrong that should not: {type(error).__name__}: {error}"
     return Failure((Finding(text, code="internal"),), details=traceback.format_exc())
-
-
-def _batches(piece: Piece) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    for first in range(0, piece.count, piece.batch):
-        yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
 
 
 def _joined(parts: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

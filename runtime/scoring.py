@@ -28,9 +28,9 @@ from runtime.types import TensorType, ValueType
 
 BATCH = 256
 """Rows that run together if nothing else is said."""
-BATCHES_IN_A_SHARD = 16
-MOST_WAITING = 4
-"""Files of results that wait while as many are written, before whoever makes them waits, too."""
+BATCHES_IN_A_SHARD = 32
+MOST_WRITING = 4
+"""Files of results that wait to be put in place, before whoever makes them waits, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +135,10 @@ def score(
 
     rows, there = 0, len(results.done)
 
-    def say(event: dict[str, Any]) -> None:
-        results.log(event)
-        tell(event)
+    def say(*events: dict[str, Any]) -> None:
+        results.log(*events)
+        for event in events:
+            tell(event)
 
     def write(batch: list[tuple[Done, Scored]]) -> list[tuple[Done, Scored]]:
         made: list[Made] = []
@@ -152,17 +153,17 @@ def score(
 
     def told(batch: list[tuple[Done, Scored]]) -> int:
         nonlocal there
-        count = 0
+        count, events = 0, list[dict[str, Any]]()
         for done, scored in batch:
             start, stop = job.rows_of(done.task.index)
             there, count = there + 1, count + stop - start
-            for skipped in scored.skipped:
-                say({"event": "skipped", **asdict(skipped)})
+            events += [{"event": "skipped", **asdict(skipped)} for skipped in scored.skipped]
             if scored.not_written:
                 text = f"Worker {done.worker} sends its results, which it could not write: {scored.not_written}"
-                say({"event": "warning", "message": text})
+                events.append({"event": "warning", "message": text})
             facts = {"index": done.task.index, "rows": stop - start, "seconds": round(scored.seconds, 4)}
-            say({"event": "shard", **facts, "worker": done.worker, "done": there, "of": job.shards})
+            events.append({"event": "shard", **facts, "worker": done.worker, "done": there, "of": job.shards})
+        say(*events)
         return count
 
     begun = perf_counter()
@@ -173,13 +174,14 @@ def score(
     # those that have come meanwhile are put there together.
     with ThreadPoolExecutor(1) as writer:
         waiting: list[tuple[Done, Scored]] = []
+        begun_with = 0
         writing = writer.submit(write, [])
         try:
             for done in pool.map(_tasks(job, results, source), cancel, job.shards - there):
                 waiting.append((done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
-                if writing.done() or len(waiting) >= MOST_WAITING:
+                if writing.done() or len(waiting) + begun_with > MOST_WRITING:
                     rows += told(writing.result())
-                    writing, waiting = writer.submit(write, waiting), []
+                    writing, begun_with, waiting = writer.submit(write, waiting), len(waiting), []
             rows += told(writing.result())
             writing, waiting = writer.submit(write, waiting), []
             rows += told(writing.result())

@@ -145,7 +145,7 @@ class Results:
             else:
                 self._write_manifest(complete=False)
             self._sweep()
-            self._append(self.place.token, ())
+            self._make_token()
         except FileError:
             self._lock.close()
             raise
@@ -171,9 +171,10 @@ class Results:
                 self._append(JOURNAL, [asdict(shard) for shard in shards], sync=True)
                 self.done |= {shard.index: shard for shard in shards}
 
-    def log(self, event: Mapping[str, Any]) -> None:
+    def log(self, *events: Mapping[str, Any]) -> None:
         """Adds what happened to the log, with the time."""
-        self._append(LOG, [{"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event}])
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._append(LOG, [{"time": time, **event} for event in events])
 
     def finish(self) -> None:
         """Writes the manifest of all shards; the journal goes."""
@@ -182,6 +183,13 @@ class Results:
             (self.folder / JOURNAL).unlink(missing_ok=True)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _make_token(self) -> None:
+        path = self.folder / self.place.token
+        try:
+            path.touch()
+        except OSError as error:
+            raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
 
     def _put_in_place(self, made: Made) -> Shard:
         name = _name(made.index)
@@ -235,6 +243,8 @@ class Results:
 
     def _append(self, name: str, entries: Sequence[Mapping[str, Any]], sync: bool = False) -> None:
         path = self.folder / name
+        if not entries:
+            return
         try:
             with path.open("ab+") as file:
                 end = file.seek(0, os.SEEK_END)

@@ -7,10 +7,12 @@ tells that it is the same; between machines its content does.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -60,37 +62,29 @@ class Source:
     digests: Mapping[str, str]
     machine: str
 
+    def batches(self, start: int, stop: int, size: int) -> Iterator[dict[str, np.ndarray]]:
+        """The rows `start` to before `stop`, `size` at a time. FileError if a file is no longer what it was.
+
+        They are read, not mapped: the system ends who maps a file that somebody cuts off.
+        """
+        with ExitStack() as ends:
+            files = {path: ends.enter_context(_opened(path)) for path in {span.path for span in self.spans.values()}}
+            for first in range(start, stop, size):
+                last = min(first + size, stop)
+                rows = {name: _read(files[span.path], span, first, last) for name, span in self.spans.items()}
+                for path, file in files.items():
+                    if Stamp.of(os.fstat(file.fileno())) != self.stamps[path]:
+                        raise FileError(path, "has changed since the job began: results would be of two data sets.")
+                yield rows
+
     def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The rows `start` to before `stop` of all arrays. FileError if a file is no longer what it was."""
-        return {name: self._read(span, start, stop) for name, span in self.spans.items()}
+        """The rows `start` to before `stop` in one piece."""
+        return next(self.batches(start, stop, stop - start))
 
     def seen_here(self) -> Source:
         """The same files as this process sees them. FileError if one is not there, or is another."""
         stamps = {path: self._seen(path) for path in self.stamps}
         return replace(self, stamps=stamps, machine=machine())
-
-    def _read(self, span: Span, start: int, stop: int) -> np.ndarray:
-        array = np.empty((stop - start, *span.shape[1:]), span.dtype)
-        room = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
-        done = 0
-        try:
-            # Read, not mapped: who maps a file that somebody else cuts off is ended by the system.
-            with open(span.path, "rb", buffering=0) as file:
-                self._compare(span.path, os.fstat(file.fileno()))
-                file.seek(span.offset + start * (array.nbytes // max(1, stop - start)))
-                while done < len(room):
-                    count = file.readinto(room[done:])
-                    if not count:
-                        raise FileError(span.path, "ends early.")
-                    done += count
-                self._compare(span.path, os.fstat(file.fileno()))
-        except OSError as error:
-            raise FileError(span.path, f"cannot be read: {error.strerror or error}.") from error
-        return array
-
-    def _compare(self, path: str, facts: os.stat_result) -> None:
-        if Stamp.of(facts) != self.stamps[path]:
-            raise FileError(path, "has changed since the job began; its results would be of two data sets.")
 
     def _seen(self, path: str) -> Stamp:
         known = self.stamps[path]
@@ -105,6 +99,29 @@ class Source:
         if not same:
             raise FileError(path, "is another file than the job's.")
         return own
+
+
+def _opened(path: str) -> FileIO:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
+
+
+def _read(file: FileIO, span: Span, start: int, stop: int) -> np.ndarray:
+    array = np.empty((stop - start, *span.shape[1:]), span.dtype)
+    room = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+    done = 0
+    try:
+        file.seek(span.offset + start * (array.nbytes // (stop - start)))
+        while done < len(room):
+            count = file.readinto(room[done:])
+            if not count:
+                raise FileError(span.path, "ends early.")
+            done += count
+    except OSError as error:
+        raise FileError(span.path, f"cannot be read: {error.strerror or error}.") from error
+    return array
 
 
 def stamp(path: Path) -> Stamp:

@@ -30,7 +30,9 @@ BATCH = 256
 """Rows that run together if nothing else is said."""
 BATCHES_IN_A_SHARD = 32
 MOST_WRITING = 4
-"""Files of results that wait to be put in place, before whoever makes them waits, too."""
+"""Results that wait in memory until they are written, before whoever makes them waits, too."""
+TOGETHER = 0.05
+"""Seconds in which files that workers have written are gathered, to be put in place together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ def score(
     rows, there = 0, len(results.done)
 
     def say(*events: dict[str, Any]) -> None:
-        results.log(*events)
+        if events:
+            results.log(*events)
         for event in events:
             tell(event)
 
@@ -174,14 +177,17 @@ def score(
     # those that have come meanwhile are put there together.
     with ThreadPoolExecutor(1) as writer:
         waiting: list[tuple[Done, Scored]] = []
-        begun_with = 0
-        writing = writer.submit(write, [])
+        held = 0
+        writing, last = writer.submit(write, []), 0.0
         try:
             for done in pool.map(_tasks(job, results, source), cancel, job.shards - there):
                 waiting.append((done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
-                if writing.done() or len(waiting) + begun_with > MOST_WRITING:
+                held += not waiting[-1][1].file
+                is_time = perf_counter() - last > TOGETHER or held
+                if (writing.done() and is_time) or held > MOST_WRITING:
                     rows += told(writing.result())
-                    writing, begun_with, waiting = writer.submit(write, waiting), len(waiting), []
+                    held = sum(not scored.file for _, scored in waiting)
+                    writing, waiting, last = writer.submit(write, waiting), [], perf_counter()
             rows += told(writing.result())
             writing, waiting = writer.submit(write, waiting), []
             rows += told(writing.result())

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -168,13 +168,13 @@ class Results:
         finally:
             if shards:
                 flush_folder(self.folder)
-                self._append(JOURNAL, [asdict(shard) for shard in shards], sync=True)
+                self._append(JOURNAL, map(_line, shards), sync=True)
                 self.done |= {shard.index: shard for shard in shards}
 
     def log(self, *events: Mapping[str, Any]) -> None:
         """Adds what happened to the log, with the time."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append(LOG, [{"time": time, **event} for event in events])
+        self._append(LOG, [json.dumps({"time": time, **event}) for event in events])
 
     def finish(self) -> None:
         """Writes the manifest of all shards; the journal goes."""
@@ -195,9 +195,9 @@ class Results:
         name = _name(made.index)
         temporary = self.folder / made.file
         try:
-            with temporary.open("rb+" if os.name == "nt" else "rb") as file:  # it may be another user's
+            with temporary.open("rb+" if os.name == "nt" else "rb", buffering=0) as file:  # it may be another user's
                 os.fsync(file.fileno())
-                size = file.seek(0, os.SEEK_END)
+                size = os.fstat(file.fileno()).st_size
             temporary.replace(self.folder / name)
         except OSError as error:
             raise FileError(self.folder / name, f"cannot be written: {error.strerror or error}.") from error
@@ -237,14 +237,12 @@ class Results:
 
     def _write_manifest(self, complete: bool) -> None:
         head = json.dumps({"format": FORMAT, "complete": complete, "job": self.job}, indent=1).removesuffix("\n}")
-        shards = [json.dumps(asdict(shard)) for _, shard in sorted(self.done.items())] if complete else []
+        shards = [_line(shard) for _, shard in sorted(self.done.items())] if complete else []
         with replacing(self.folder / MANIFEST) as file:  # a line for each shard
             file.write((f'{head},\n "shards": [\n  ' + ",\n  ".join(shards) + "\n ]\n}\n").encode())
 
-    def _append(self, name: str, entries: Sequence[Mapping[str, Any]], sync: bool = False) -> None:
+    def _append(self, name: str, lines: Iterable[str], sync: bool = False) -> None:
         path = self.folder / name
-        if not entries:
-            return
         try:
             with path.open("ab+") as file:
                 end = file.seek(0, os.SEEK_END)
@@ -252,7 +250,7 @@ class Results:
                     file.seek(end - 1)
                     if file.read(1) != b"\n":
                         file.write(b"\n")
-                file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+                file.write("".join(f"{line}\n" for line in lines).encode())
                 file.flush()
                 if sync:
                     os.fsync(file.fileno())
@@ -304,6 +302,11 @@ def _shard(entry: Mapping[str, Any]) -> Shard:
     return Shard(
         file=name, per={str(key): str(value) for key, value in entry["per"].items()}, skipped=skipped, **numbers
     )
+
+
+def _line(shard: Shard) -> str:
+    facts = {name: getattr(shard, name) for name in Shard.__slots__}  # asdict() copies all the way down
+    return json.dumps(facts | {"skipped": [asdict(one) for one in shard.skipped]})
 
 
 def _name(index: int) -> str:

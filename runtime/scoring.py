@@ -28,7 +28,7 @@ from runtime.types import TensorType, ValueType
 
 BATCH = 256
 """Rows that run together if nothing else is said."""
-BATCHES_IN_A_SHARD = 32
+BATCHES_IN_A_SHARD = 16
 MOST_WRITING = 4
 """Results that wait in memory until they are written, before whoever makes them waits, too."""
 TOGETHER = 0.05

@@ -13,12 +13,12 @@ import os
 import re
 import secrets
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -158,23 +158,27 @@ class Results:
     def add(self, made: Sequence[Made]) -> None:
         """Puts files that `Folder.write` wrote in their places. FileError if that fails; what is there stays.
 
-        They are on the disk before the journal names them, and that is on the disk afterwards: several at a time cost
-        little more than one.
+        Each is on the disk before it is in its place, and then noted in the journal at once. That all of this lasts is
+        seen to at the end: what a power failure makes of names and lines is found when the job is taken up.
         """
-        shards: list[Shard] = []
-        try:
-            for one in made:
-                shards.append(self._put_in_place(one))
-        finally:
-            if shards:
+        if not made:
+            return
+        with self._at_end(JOURNAL) as journal:
+            try:
+                for one in made:
+                    shard = self._put_in_place(one)
+                    journal.write(_line(shard))
+                    journal.flush()
+                    self.done[shard.index] = shard
+            finally:
                 flush_folder(self.folder)
-                self._append(JOURNAL, map(_line, shards), sync=True)
-                self.done |= {shard.index: shard for shard in shards}
+                os.fsync(journal.fileno())
 
     def log(self, *events: Mapping[str, Any]) -> None:
         """Adds what happened to the log, with the time."""
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        self._append(LOG, [json.dumps({"time": time, **event}) for event in events])
+        with self._at_end(LOG) as log:
+            log.write(b"".join(json.dumps({"time": time, **event}).encode() + b"\n" for event in events))
 
     def finish(self) -> None:
         """Writes the manifest of all shards; the journal goes."""
@@ -237,11 +241,13 @@ class Results:
 
     def _write_manifest(self, complete: bool) -> None:
         head = json.dumps({"format": FORMAT, "complete": complete, "job": self.job}, indent=1).removesuffix("\n}")
-        shards = [_line(shard) for _, shard in sorted(self.done.items())] if complete else []
+        shards = [_line(shard).decode().strip() for _, shard in sorted(self.done.items())] if complete else []
         with replacing(self.folder / MANIFEST) as file:  # a line for each shard
             file.write((f'{head},\n "shards": [\n  ' + ",\n  ".join(shards) + "\n ]\n}\n").encode())
 
-    def _append(self, name: str, lines: Iterable[str], sync: bool = False) -> None:
+    @contextmanager
+    def _at_end(self, name: str) -> Iterator[BinaryIO]:
+        """A file of lines, to write more of them."""
         path = self.folder / name
         try:
             with path.open("ab+") as file:
@@ -250,10 +256,7 @@ class Results:
                     file.seek(end - 1)
                     if file.read(1) != b"\n":
                         file.write(b"\n")
-                file.write("".join(f"{line}\n" for line in lines).encode())
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
+                yield file
         except OSError as error:
             raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
 
@@ -304,9 +307,9 @@ def _shard(entry: Mapping[str, Any]) -> Shard:
     )
 
 
-def _line(shard: Shard) -> str:
+def _line(shard: Shard) -> bytes:
     facts = {name: getattr(shard, name) for name in Shard.__slots__}  # asdict() copies all the way down
-    return json.dumps(facts | {"skipped": [asdict(one) for one in shard.skipped]})
+    return json.dumps(facts | {"skipped": [asdict(one) for one in shard.skipped]}).encode() + b"\n"
 
 
 def _name(index: int) -> str:

@@ -74,7 +74,7 @@ class Source:
                 rows = {name: _read(files[span.path], span, first, last) for name, span in self.spans.items()}
                 for path, file in files.items():
                     if Stamp.of(os.fstat(file.fileno())) != self.stamps[path]:
-                        raise FileError(path, "has changed since the job began: results would be of two data sets.")
+                        raise _changed(path)
                 yield rows
 
     def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -108,6 +108,10 @@ def _opened(path: str) -> FileIO:
         raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
 
 
+def _changed(path: str) -> FileError:
+    return FileError(path, "has changed since the job began: results would be of two data sets.")
+
+
 def _read(file: FileIO, span: Span, start: int, stop: int) -> np.ndarray:
     array = np.empty((stop - start, *span.shape[1:]), span.dtype)
     room = array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
@@ -117,7 +121,7 @@ def _read(file: FileIO, span: Span, start: int, stop: int) -> np.ndarray:
         while done < len(room):
             count = file.readinto(room[done:])
             if not count:
-                raise FileError(span.path, "ends early.")
+                raise _changed(span.path)  # it was long enough
             done += count
     except OSError as error:
         raise FileError(span.path, f"cannot be read: {error.strerror or error}.") from error

@@ -318,10 +318,10 @@ class Cluster:
             if worker.ping is None:
                 worker.process = 0
                 self._call(worker)
+            facts = {"worker": worker.number, "task": tasks[0].index, "tasks": len(tasks), "error": first_line(error)}
+            self._tell({"event": "worker lost", **facts})
             for task in tasks:
                 task.deaths += was_first
-                event = {"event": "worker lost", "worker": worker.number, "task": task.index}
-                self._tell(event | {"error": first_line(error)})
                 if task.deaths < ATTEMPTS:
                     work.again.append(task)
                     continue

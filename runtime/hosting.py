@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -164,7 +164,7 @@ class Host:
     def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
         """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
         try:
-            scored = self._scored(self._batches(piece), piece.skip_bad)
+            scored = self._scored(piece)
         except FileError as error:
             return failure(error)
         if index is None or self._folder is None or not isinstance(scored, Scored):
@@ -197,12 +197,12 @@ class Host:
         for first in range(0, piece.count, piece.batch):
             yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
 
-    def _scored(self, batches: Iterable[tuple[int, Rows]], skip_bad: bool) -> Scored | Failure:
+    def _scored(self, piece: Piece | Range) -> Scored | Failure:
         seconds = 0.0
         parts: list[dict[str, np.ndarray]] = []
         counts: list[int] = []
         skipped: list[Skipped] = []
-        for start, rows in batches:
+        for start, rows in self._batches(piece):
             count = len(next(iter(rows.values())))
             if self.cancel.is_set():
                 raise Cancelled("cancelled")
@@ -211,7 +211,7 @@ class Host:
                 outputs = self._session("graph").forward({**self._fixed, **rows})
             except Exception as error:
                 failed = replace(failure(error), rows=(start, start + count))
-                if not skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
+                if not piece.skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
                     return failed
                 skipped.append(Skipped(start, start + count, "\n".join(map(str, failed.findings))))
                 continue

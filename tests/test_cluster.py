@@ -24,7 +24,7 @@ from runtime.cluster import Cluster, Task
 from runtime.datasets import open_data
 from runtime.errors import Cancelled, GraphError, StudioError
 from runtime.graph import Graph
-from runtime.hosting import Failure, Opening, Piece, Scored
+from runtime.hosting import Failure, Opening, Piece, Places, Range, Scored
 from runtime.scoring import Job, described, job_of, score
 from runtime.session import Session
 from runtime.shards import Folder, Results, read_manifest, read_results
@@ -163,6 +163,26 @@ class Crash:
     @property
     def count(self) -> int:
         os._exit(1)
+
+
+def test_who_dies_at_one_of_several_tasks_dies_of_that_one_only(nodes: Any, tmp_path: Path) -> None:
+    """Short tasks are sent together; after a death each is tried alone."""
+    np.save(tmp_path / "d.npy", np.arange(6000) % 10)
+    source = open_data(tmp_path / "d.npy", "index").source()
+    events: list[dict[str, Any]] = []
+    pool = Cluster(nodes.address, 2, [{"graph": looked_up()}], Opening(), tell=events.append)
+    try:
+        pool.show(Places(source, None))
+        ranges = [Task(index, "score", (Range(index * 10, index * 10 + 10, 10),)) for index in range(600)]
+        ranges[200] = Task(200, "score", (Crash(),))
+        values = {done.task.index: done.value for done in pool.map(iter(ranges), count=600)}
+        assert sorted(values) == list(range(600))
+        failed = values.pop(200)
+        assert isinstance(failed, Failure) and "3 workers died at this" in failed.findings[0].message
+        assert all(isinstance(value, Scored) for value in values.values())
+        assert any(event["event"] == "worker lost" and event["tasks"] > 1 for event in events)
+    finally:
+        pool.close()
 
 
 def test_a_worker_with_another_version_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,10 +107,9 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What of a job's places a worker sees: whether it reads rows, and writes results; `troubles` say why not."""
+    """What a worker makes of a job's places: whether it reads rows itself; `troubles` are sentences without "It"."""
 
     reads: bool = False
-    writes: bool = False
     troubles: tuple[str, ...] = ()
 
 
@@ -185,7 +184,7 @@ class Host:
             self._folder = places.results
         elif places.results is not None:
             troubles.append(f"does not see the folder {places.results.path}, and sends its results")
-        return Sight(self._source is not None, self._folder is not None, tuple(troubles))
+        return Sight(self._source is not None, tuple(troubles))
 
     def _batches(self, piece: Piece | Range) -> Iterator[tuple[int, Rows]]:
         """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -33,6 +34,10 @@ MOST_WRITING = 4
 """Results that wait in memory until they are written, before whoever makes them waits, too."""
 TOGETHER = 0.05
 """Seconds in which files that workers have written are gathered, to be put in place together."""
+
+
+Result = tuple[Done, Scored]
+"""A task that is done, and what it gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +148,12 @@ def score(
         for event in events:
             tell(event)
 
-    def write(batch: list[tuple[Done, Scored]]) -> list[tuple[Done, Scored]]:
-        made: list[Made] = []
-        try:
-            for done, scored in batch:
-                index = done.task.index
-                file = scored.file or results.place.write(index, scored.outputs)
-                made.append(Made(index, *job.rows_of(index), file, scored.per, scored.skipped))
-        finally:
-            results.add(made)
-        return batch
-
-    def told(batch: list[tuple[Done, Scored]]) -> int:
-        nonlocal there
-        count, events = 0, list[dict[str, Any]]()
+    def told(batch: list[Result]) -> None:
+        nonlocal rows, there
+        events: list[dict[str, Any]] = []
         for done, scored in batch:
             start, stop = job.rows_of(done.task.index)
-            there, count = there + 1, count + stop - start
+            there, rows = there + 1, rows + stop - start
             events += [{"event": "skipped", **asdict(skipped)} for skipped in scored.skipped]
             if scored.not_written:
                 text = f"Worker {done.worker} sends its results, which it could not write: {scored.not_written}"
@@ -167,39 +161,83 @@ def score(
             facts = {"index": done.task.index, "rows": stop - start, "seconds": round(scored.seconds, 4)}
             events.append({"event": "shard", **facts, "worker": done.worker, "done": there, "of": job.shards})
         say(*events)
-        return count
 
     begun = perf_counter()
     say({"event": "started", "rows": job.data.rows, "shards": job.shards, "done": there, "workers": pool.workers})
     source = job.source()
     pool.show(Places(source, results.place.absolute()), job.data.why_not_in_place)
-    # Files are put in place beside, for waiting until they are on the disk must keep nobody waiting for work; and
-    # those that have come meanwhile are put there together.
-    with ThreadPoolExecutor(1) as writer:
-        waiting: list[tuple[Done, Scored]] = []
-        held = 0
-        writing, last = writer.submit(write, []), 0.0
+    with _Writer(job, results) as writer:
         try:
             for done in pool.map(_tasks(job, results, source), cancel, job.shards - there):
-                waiting.append((done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
-                held += not waiting[-1][1].file
-                is_time = perf_counter() - last > TOGETHER or held
-                if (writing.done() and is_time) or held > MOST_WRITING:
-                    rows += told(writing.result())
-                    held = sum(not scored.file for _, scored in waiting)
-                    writing, waiting, last = writer.submit(write, waiting), [], perf_counter()
-            rows += told(writing.result())
-            writing, waiting = writer.submit(write, waiting), []
-            rows += told(writing.result())
+                told(writer.add(done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
+            told(writer.rest())
         except BaseException:
             with suppress(StudioError):  # what is done is not lost, and the first error is the one that counts
-                told(writing.result())
-                told(write(waiting))
+                told(writer.rest())
             raise
     results.finish()
     everything = [skipped for _, shard in sorted(results.done.items()) for skipped in shard.skipped]
     say({"event": "finished", "rows": rows, "seconds": round(perf_counter() - begun, 3), "skipped": len(everything)})
     return rows, everything
+
+
+class _Writer:
+    """Puts results in place, in a thread of its own: while they go to the disk, nobody shall wait for work.
+
+    Files that workers have written within `TOGETHER` seconds, or while others are put in place, are put there together.
+    """
+
+    def __init__(self, job: Job, results: Results) -> None:
+        self._job, self._results = job, results
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[Result] = deque()
+        self._placing: deque[Future[list[Result]]] = deque()
+        self._in_memory = 0
+        self._hurry = threading.Event()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hurry.set()
+        self._thread.shutdown()
+
+    def add(self, done: Done, scored: Scored) -> list[Result]:
+        """Takes results, and gives those that are in place now. FileError if some could not be put there."""
+        self._in_memory += not scored.file
+        self._coming.append((done, scored))
+        self._placing.append(self._thread.submit(self._place))
+        placed: list[Result] = []
+        while self._placing and (self._placing[0].done() or self._in_memory > MOST_WRITING):
+            placed += self._next()
+        return placed
+
+    def rest(self) -> list[Result]:
+        """Gives all that are not given yet, when they are in place."""
+        self._hurry.set()
+        placed: list[Result] = []
+        while self._placing:
+            placed += self._next()
+        return placed
+
+    def _next(self) -> list[Result]:
+        placed = self._placing.popleft().result()
+        self._in_memory -= sum(not scored.file for _, scored in placed)
+        return placed
+
+    def _place(self) -> list[Result]:
+        if self._coming and not self._in_memory:
+            self._hurry.wait(TOGETHER)
+        batch = [self._coming.popleft() for _ in range(len(self._coming))]
+        made: list[Made] = []
+        try:
+            for done, scored in batch:
+                index = done.task.index
+                file = scored.file or self._results.place.write(index, scored.outputs)
+                made.append(Made(index, *self._job.rows_of(index), file, scored.per, scored.skipped))
+        finally:
+            self._results.add(made)
+        return batch
 
 
 def _tasks(job: Job, results: Results, source: Source | None) -> Iterator[Task]:

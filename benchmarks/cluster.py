@@ -35,6 +35,7 @@ def figures(quick: bool) -> Iterator[Figure]:
         yield from _of_digits(folder, 2 if quick else 5)
         save(layer(), folder / "layer.yaml")
         yield from _of_the_layer(load(folder / "layer.yaml"), folder, 12 if quick else 48)
+        yield _of_long_tasks(load(folder / "layer.yaml"), folder, 50 if quick else 100)
         yield from _of_parts(load(folder / "layer.yaml"), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -90,7 +91,7 @@ def _of_digits(folder: Path, times: int) -> Iterator[Figure]:
 
 
 def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
-    """Batches of tokens through the layer of 400 MB; and tasks of about 100 ms, each on its own."""
+    """Batches of tokens through the layer of 400 MB."""
     random = np.random.default_rng(0)
     x = random.standard_normal((batches * TOKENS, 2880), np.float32)
     router = random.standard_normal((batches * TOKENS, 32), np.float32)
@@ -109,15 +110,25 @@ def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
         1.8,
         f"{memory[1] >> 20} MiB a worker of one, {memory[2] >> 20} MiB of two (shared pages in equal parts)",
     )
-    few = 10
-    np.savez(folder / "few.npz", x=x[: 100 * few], router=router[: 100 * few])
-    wall, busy, _ = _scored(graph, folder / "few.npz", folder, 1, few, few)
-    yield Figure(
-        f"handing out 100 tasks of {busy * 10:.0f} ms: all the time beside the worker's own",
-        wall,
-        "s",
+
+
+def _of_long_tasks(graph: Graph, folder: Path, count: int) -> Figure:
+    """Tasks that take the layer about 100 ms each, on this machine: how many tokens that is, is found out first."""
+    random = np.random.default_rng(0)
+    tokens, wall, busy = 16, 0.0, 0.0
+    for tasks in (10, 10, count):
+        if busy:
+            tokens = max(1, round(tokens * 0.1 / busy))
+        x = random.standard_normal((tasks * tokens, 2880), np.float32)
+        router = random.standard_normal((tasks * tokens, 32), np.float32)
+        np.savez(folder / "long.npz", x=x, router=router)
+        wall, busy = (whole / tasks for whole in _scored(graph, folder / "long.npz", folder, 1, tokens, tokens)[:2])
+    return Figure(
+        f"handing out {count} tasks, {tokens} tokens of the layer each: all the time beside the graph's own, a task",
+        wall * 1e3,
+        "ms",
         0.0,
-        busy,
+        busy * 1e3,
         "ratio",
         1.02,
     )
@@ -187,11 +198,19 @@ def _scored(
 
     opening = Opening(threads=1)
     job = job_of(graph, open_data(data), {}, batch, shard_rows)
+    job.data.fingerprint()  # the command takes it before there are workers
+    first = next(job.data.pieces(min(job.data.rows, 16 * TOKENS)))
+    np.savez(folder / "first.npz", **first)  # enough for every worker to open the graph
+    few = open_data(folder / "first.npz")
     events: list[Mapping[str, Any]] = []
     pool = Cluster("local", workers, [{"graph": graph}], opening, tell=events.append)
     try:
-        with _results(folder) as warm:
-            score(job_of(graph, _Few(open_data(data)), {}, batch, batch), warm, pool, lambda event: None)
+        warm: set[int] = set()
+        while len(warm) < workers:  # the last worker comes seconds after the first, and would be missed
+            warmed: list[Mapping[str, Any]] = []
+            with _results(folder) as results:
+                score(job_of(graph, few, {}, batch, 1), results, pool, warmed.append)
+            warm |= {event["worker"] for event in warmed if event["event"] == "shard"}
         with _results(folder) as results:
             start = time.perf_counter()
             score(job, results, pool, events.append)
@@ -213,27 +232,6 @@ def _results(folder: Path) -> Iterator[Any]:
     finally:
         results.close()
         shutil.rmtree(out)
-
-
-class _Few:
-    """The first rows of a data set, enough for every worker to open the graph."""
-
-    processors = 0
-
-    def __init__(self, whole: Any) -> None:
-        self._whole, self.path, self.names = whole, whole.path, whole.names
-        self.rows = min(whole.rows, 16 * TOKENS)
-
-    def pieces(self, size: int, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
-        """As many as there are."""
-        for number, piece in enumerate(self._whole.pieces(size, start)):
-            if number * size >= self.rows:
-                return
-            yield {name: array[: self.rows - number * size] for name, array in piece.items()}
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Nothing tells it from other data."""
-        return {}
 
 
 def _largest(events: Sequence[Mapping[str, Any]]) -> int:

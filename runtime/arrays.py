@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -45,7 +46,13 @@ def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     NumPy's form has no name for bfloat16, float8 and the like: it holds their bytes, as the type |V2 or |V1.
     """
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with replacing(path) as file:
+        put_arrays(file, arrays)
+
+
+def put_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as `write_arrays` does, into an open file."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980: a file's content says nothing about when it was made
             with archive.open(entry, "w", force_zip64=True) as member:

@@ -30,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
         with suppress(FileNotFoundError):
             temporary.chmod(path.stat().st_mode & 0o777)
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise FileError(path, f"cannot be written: {error.strerror or error}.") from error
     finally:
@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """Makes a rename last; some systems cannot open a folder, and need not."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
-import socket
-import sys
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,29 +10,37 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Protocol
 
+from runtime.connecting import LOCAL, connect, first_line, processors
 from runtime.errors import Cancelled, Finding, GraphError
 from runtime.graph import Graph
-from runtime.hosting import Failure, Host, Opening, Rows, versions
+from runtime.hosting import Failure, Host, Opening, Places, Rows, Sight, versions
 
-LOCAL = "local"
-"""The address that stands for a cluster on this machine, which is there as long as the job."""
 AHEAD = 2
 """Tasks that a worker has at a time: one that it does, and one whose data is on its way."""
 ATTEMPTS = 3
 """Workers that may die at a task before it is held to be the task's fault."""
+AT_ONCE = 0.05
+"""Seconds of work that a worker is given at once where tasks take less: handing out costs about a millisecond."""
 PATIENCE = 60.0
 """Seconds after which a job ends that no worker is there for."""
 
 
 @dataclass(slots=True)
 class Task:
-    """One call of a method of `Host`. `owner` is the worker who must do it, where not any may."""
+    """One call of a method of `Host`. `owner` is the worker who must do it, where not any may.
+
+    `arguments` may depend on what the worker sees.
+    """
 
     index: int
     method: str
-    arguments: tuple[Any, ...] = field(repr=False)
+    arguments: tuple[Any, ...] | Callable[[Sight], tuple[Any, ...]] = field(repr=False)
     owner: int | None = None
     deaths: int = 0
+
+    def arguments_for(self, sight: Sight) -> tuple[Any, ...]:
+        """The arguments of the call to a worker."""
+        return self.arguments(sight) if callable(self.arguments) else self.arguments
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,14 @@ class Pool(Protocol):
 
     workers: int
 
-    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None) -> Iterator[Done]:
-        """Does tasks, which are taken one by one as there is room, and gives each result once, in any order."""
+    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
+        """Does tasks, which are taken as there is room, and gives each result once, in any order.
+
+        `count` is how many there are, 0 if nobody knows.
+        """
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """Lets workers see a job's places for themselves; their tasks are made for what they see."""
 
     def share(self, value: Any) -> Any:
         """Stands for a value that several tasks have among their arguments, so that it is sent once."""
@@ -76,15 +84,20 @@ class Here:
     def __init__(self, graphs: Mapping[str, Graph], opening: Opening, fixed: Rows | None = None) -> None:
         self._host = Host()
         self._host.prepare(graphs, opening, fixed)
+        self._sight = Sight()
 
-    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None) -> Iterator[Done]:
+    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
         """Does tasks one after the other."""
         if cancel is not None:
             self._host.cancel = cancel
         for task in tasks:
             if cancel is not None and cancel.is_set():
                 raise Cancelled("cancelled")
-            yield Done(task, getattr(self._host, task.method)(*task.arguments), 0)
+            yield Done(task, getattr(self._host, task.method)(*task.arguments_for(self._sight)), 0)
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """Rows are read as they are needed; results are written beside the work, by whoever asked for it."""
+        self._sight = self._host.look(Places(places.source, None))["sight"]
 
     def share(self, value: Any) -> Any:
         """The value: nothing is sent."""
@@ -96,15 +109,46 @@ class Here:
 
 @dataclass(slots=True)
 class _Worker:
-    """A worker as this side knows it. `ping` is a call that it answers when it is there (again)."""
+    """A worker as this side knows it. `ping` is a call that it answers when it is there (again), `process` is where it
+    was when it last did; 0 if it is known to be gone."""
 
     number: int
     actor: Any
     opening: Opening
     graphs: Any
+    process: int = 0
+    sight: Sight = field(default_factory=Sight)
     ping: Any = None
     called: float = 0.0
+    answered: float = 0.0
     under_way: deque[Any] = field(default_factory=deque)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Tasks that a worker has, and when it got them."""
+
+    worker: _Worker
+    tasks: list[Task]
+    begun: float
+
+
+@dataclass(slots=True)
+class _Work:
+    """Where a round of tasks stands. `left` are those still in `source`, if it is known how many there are; `seconds`
+    is how long one takes, as far as one knows."""
+
+    source: Iterator[Task]
+    left: int
+    more: bool = True
+    seconds: float = 0.0
+    again: deque[Task] = field(default_factory=deque)
+    under_way: dict[Any, _Call] = field(default_factory=dict)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to do or to wait for."""
+        return not (self.more or self.again or self.under_way)
 
 
 class Cluster:
@@ -133,9 +177,10 @@ class Cluster:
         if workers is not None and workers < 1:
             raise GraphError(Finding(f"expected 1 worker at least; {workers} came.", code="option"))
         self._tell = tell or (lambda event: None)
-        own = _processors()
+        own = processors()
         threads = opening.threads or (max(1, own // (workers or own)) if address == LOCAL else 1)
         self._workers: list[_Worker] = []
+        self._places: Places | None = None
         self._ray = connect(address, (workers or max(1, own // threads)) * threads + spare)
         try:
             there = int(self._ray.cluster_resources().get("CPU", 0)) - spare
@@ -167,99 +212,131 @@ class Cluster:
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
-    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None) -> Iterator[Done]:
+    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
         """Does tasks. One at which workers die again and again gives a `Failure`."""
-        source = iter(tasks)
-        again: deque[Task] = deque()
-        under_way: dict[Any, tuple[_Worker, Task]] = {}
+        work = _Work(iter(tasks), count)
         try:
-            more = True
             while True:
-                more = self._hand_out(source, again, under_way, more)
-                if not under_way and not more and not again:
+                self._hand_out(work)
+                if work.is_done:
                     return
                 pings = {worker.ping: worker for worker in self._workers if worker.ping is not None}
-                ready, _ = self._ray.wait([*under_way, *pings], num_returns=1, timeout=0.2)
+                ready, _ = self._ray.wait([*work.under_way, *pings], num_returns=1, timeout=0.2)
                 if cancel is not None and cancel.is_set():
                     raise Cancelled("cancelled")
                 for reference in ready:
                     if reference in pings:
                         self._greet(pings[reference])
-                        continue
-                    worker, task = under_way.pop(reference)
-                    yield from self._taken_in(worker, task, reference, under_way, again)
-                self._check_presence(again)
+                    else:
+                        yield from self._taken_in(reference, work)
+                self._check_presence(work.again)
         finally:
             for worker in self._workers:
                 worker.under_way.clear()
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        """Asks workers what they see of a job's places, and tells what they do not."""
+        if places.source is None:
+            text = f"Workers cannot read their rows themselves, and are sent them: {why_not_in_place}."
+            self._tell({"event": "warning", "message": text})
+        self._places = places
+        for worker in self._workers:
+            if worker.process and worker.ping is None:
+                worker.called = perf_counter()
+                worker.ping = worker.actor.look.remote(places)
+            else:
+                self._call(worker)
 
     def share(self, value: Any) -> Any:
         """Puts a value where all workers can read it, for as long as a task has it."""
         return self._ray.put(value)
 
-    def _hand_out(
-        self,
-        source: Iterator[Task],
-        again: deque[Task],
-        under_way: dict[Any, tuple[_Worker, Task]],
-        more: bool,
-    ) -> bool:
-        """Gives tasks to workers with room for them, evenly; whether there may be more."""
+    def _hand_out(self, work: _Work) -> None:
+        """Gives tasks to workers with room for them, evenly."""
         for ahead in range(AHEAD):
             for worker in self._workers:
                 if worker.ping is not None or len(worker.under_way) > ahead:
                     continue
-                task = next((one for one in again if one.owner in (None, worker.number)), None)
-                if task is not None:
-                    if task.deaths and worker.under_way:
-                        continue  # it may kill the worker, and nothing else shall die with it
-                    again.remove(task)
-                elif more and not again:
-                    task = next(source, None)
-                    if task is None:
-                        more = False
-                        continue
-                    if task.owner not in (None, worker.number):
-                        again.append(task)
-                        continue
-                else:
+                tasks = self._next(worker, work)
+                if not tasks:
                     continue
-                reference = getattr(worker.actor, task.method).remote(*task.arguments)
+                calls = [(task.method, task.arguments_for(worker.sight)) for task in tasks]
+                if len(calls) == 1:  # its arguments may be shared values, which Ray only finds at the top
+                    method, arguments = calls[0]
+                    reference = getattr(worker.actor, method).remote(*arguments)
+                else:
+                    reference = worker.actor.several.remote(calls)
                 worker.under_way.append(reference)
-                under_way[reference] = worker, task
-        return more
+                work.under_way[reference] = _Call(worker, tasks, perf_counter())
 
-    def _taken_in(
-        self,
-        worker: _Worker,
-        task: Task,
-        reference: Any,
-        under_way: dict[Any, tuple[_Worker, Task]],
-        again: deque[Task],
-    ) -> Iterator[Done]:
+    def _next(self, worker: _Worker, work: _Work) -> list[Task]:
+        """What a worker does next: what has to be done again, or the next tasks."""
+        task = next((one for one in work.again if one.owner in (None, worker.number)), None)
+        if task is not None:
+            if task.deaths and worker.under_way:
+                return []  # it may kill the worker, and nothing else shall die with it
+            work.again.remove(task)
+            return [task]
+        tasks: list[Task] = []
+        at_once = self._at_once(worker, work)
+        while not work.again and len(tasks) < at_once:
+            task = next(work.source, None)
+            if task is None:
+                work.more = False
+                break
+            work.left -= 1
+            if task.owner in (None, worker.number):
+                tasks.append(task)
+            else:
+                work.again.append(task)
+        return tasks
+
+    def _at_once(self, worker: _Worker, work: _Work) -> int:
+        """How many tasks make one call: several short ones, but fewer towards the end, so that nobody waits for one.
+
+        A worker who is sent its rows gets one task, for memory's sake.
+        """
+        if not worker.sight.reads or not work.seconds:
+            return 1
+        return max(1, min(int(AT_ONCE / work.seconds), work.left // (AHEAD * self.workers)))
+
+    def _taken_in(self, reference: Any, work: _Work) -> Iterator[Done]:
+        call = work.under_way.pop(reference)
+        worker, tasks = call.worker, call.tasks
         was_first = bool(worker.under_way) and worker.under_way[0] == reference
         with suppress(ValueError):
             worker.under_way.remove(reference)
+        now = perf_counter()
         try:
-            value = self._ray.get(reference)
+            found = self._ray.get(reference)
+            values = found if len(tasks) > 1 else [found]
+            work.seconds = (now - max(call.begun, worker.answered)) / len(tasks)
         except self._ray.exceptions.RayTaskError as error:  # a mistake of ours in `Host`
-            value = Failure((Finding(f"Something went wrong on a worker: {error.cause}", code="internal"),))
+            failed = Failure((Finding(f"Something went wrong on a worker: {error.cause}", code="internal"),))
+            values = [failed] * len(tasks)
         except (self._ray.exceptions.RayError, OSError) as error:
-            task.deaths += was_first
-            self._tell({"event": "worker lost", "worker": worker.number, "task": task.index, "error": _first(error)})
             if worker.ping is None:
+                worker.process = 0
                 self._call(worker)
-            if task.deaths < ATTEMPTS:
-                again.append(task)
-                return
-            text = f"{task.deaths} workers died at this: {_first(error)}"
-            value = Failure((Finding(text, remedy="Look into Ray's logs for the reason.", code="crash"),))
-        yield Done(task, value, worker.number)
+            facts = {"worker": worker.number, "task": tasks[0].index, "tasks": len(tasks), "error": first_line(error)}
+            self._tell({"event": "worker lost", **facts})
+            for task in tasks:
+                task.deaths += was_first
+                if task.deaths < ATTEMPTS:
+                    work.again.append(task)
+                    continue
+                text = f"{task.deaths} workers died at this: {first_line(error)}"
+                remedy = "Look into Ray's logs for the reason."
+                yield Done(task, Failure((Finding(text, remedy=remedy, code="crash"),)), worker.number)
+            return
+        worker.answered = now
+        for task, value in zip(tasks, values, strict=True):
+            yield Done(task, value, worker.number)
 
     def _call(self, worker: _Worker) -> None:
         """Asks a worker to get ready: it answers when it has started, or started again."""
         worker.called = perf_counter()
-        worker.ping = worker.actor.prepare.remote(worker.graphs, worker.opening, self._given)
+        worker.ping = worker.actor.prepare.remote(worker.graphs, worker.opening, self._given, self._places)
 
     def _greet(self, worker: _Worker) -> None:
         """Lets a worker that has started take part; one that is gone for good is made anew by Ray, or given up."""
@@ -270,9 +347,19 @@ class Cluster:
             self._call(worker)
             return
         except self._ray.exceptions.RayError as error:
-            raise _no_start(error) from error
-        self._check_versions(worker, facts)
-        self._tell({"event": "worker", "worker": worker.number, "host": facts["host"], "process": facts["process"]})
+            if not worker.process:
+                raise _no_start(error) from error
+            worker.process = 0  # it was there when it was asked
+            self._call(worker)
+            return
+        if "versions" in facts:
+            self._check_versions(worker, facts)
+        if worker.process != facts["process"]:
+            self._tell({"event": "worker", "worker": worker.number, "host": facts["host"], "process": facts["process"]})
+        for trouble in facts["sight"].troubles:
+            if trouble not in worker.sight.troubles:
+                self._tell({"event": "warning", "message": f"Worker {worker.number} on {facts['host']} {trouble}."})
+        worker.process, worker.sight = facts["process"], facts["sight"]
 
     def _check_presence(self, again: Iterable[Task]) -> None:
         """GraphError if nobody is there for too long, or not the worker who alone can do a task."""
@@ -346,74 +433,6 @@ def sentence(event: Mapping[str, Any]) -> str:
     return str(event.get("message", event))
 
 
-def _processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def connect(address: str, processors: int) -> Any:
-    """Ray, connected to the cluster at an address, or with one of its own on this machine for so many threads.
-
-    GraphError if it is not installed or there is no such cluster.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Nobody else on this machine, or near it, gets into a local cluster. Ray looks when it is imported.
-    if address == LOCAL and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise GraphError(
-            Finding(
-                "Ray is not installed.",
-                remedy="Install it with the product: pip install qmoe-studio[cluster].",
-                code="cluster",
-            )
-        ) from error
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address == LOCAL:
-        options |= {"address": LOCAL, "num_cpus": processors, "include_dashboard": False}
-    else:
-        options["address"] = address
-        _knock(address)
-    if ray.is_initialized():
-        if address == LOCAL:
-            raise GraphError(Finding("This process is connected to a cluster already.", code="cluster"))
-        return ray
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise GraphError(
-                Finding(
-                    f"There is no cluster to be had at {address}: {_first(error)}",
-                    remedy="Start one (ray start --head), or use --cluster local.",
-                    code="cluster",
-                )
-            ) from error
-    return ray
-
-
-def _knock(address: str) -> None:
-    """GraphError if nobody listens at host:port: Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not (colon and port.isdecimal()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), 5).close()
-    except (OSError, OverflowError) as error:
-        raise GraphError(
-            Finding(
-                f"There is no cluster to be had at {address}: {error}.",
-                remedy="Start one (ray start --head), or use --cluster local.",
-                code="cluster",
-            )
-        ) from error
-
-
 def _absent(message: str) -> GraphError:
     remedy = "Look whether the cluster's machines are up (ray status); then resume."
     return GraphError(Finding(message, remedy=remedy, code="cluster"))
@@ -422,16 +441,8 @@ def _absent(message: str) -> GraphError:
 def _no_start(error: Exception) -> GraphError:
     return GraphError(
         Finding(
-            f"A worker does not start: {_first(error)}",
+            f"A worker does not start: {first_line(error)}",
             remedy="Every machine needs the same version of this product and of what it is built on.",
             code="cluster",
         )
     )
-
-
-def _first(error: BaseException) -> str:
-    """What matters of an error of Ray's, which may be pages long."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("ModuleNotFoundError", "ImportError", "The actor died"))]
-    text = (told or lines or [type(error).__name__])[-1 if told else 0]
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import struct
 import zipfile
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from hashlib import sha256
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from runtime.errors import FileError
+from runtime.spans import Source, Span, machine, sampled_digest, stamp
 
 Rows = dict[str, np.ndarray]
 
-WHOLE = 64 << 20
-"""Bytes of a file up to which a fingerprint is of all of them."""
-PIECE = 64 << 10
-"""Bytes of each of the 256 pieces, evenly spread, that a fingerprint takes of a larger file."""
+LOCAL_HEADER = 30
+"""Bytes before a member's name in a zip file."""
 
 
 class DataSet(Protocol):
@@ -30,10 +32,16 @@ class DataSet(Protocol):
     names: tuple[str, ...]
     processors: int
     """How many processors of a cluster reading takes."""
+    why_not_in_place: str
+    """Why rows cannot be read where they lie, but only in their order; empty if they can."""
 
     @abstractmethod
     def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
         """`size` rows at a time, the last time what is left, from row `start` on."""
+
+    @abstractmethod
+    def source(self) -> Source | None:
+        """Where the rows lie, for whoever reads some of them; None if there is a `why_not_in_place`."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
@@ -50,7 +58,7 @@ def open_data(path: Path, name: str = "") -> DataSet:
         arrays = sorted(path.glob("*.npy"))
         tables = sorted(path.glob("*.parquet"))
         if arrays and not tables:
-            return Arrays(path, {file.stem: _mapped(file) for file in arrays})
+            return Arrays(path, {file.stem: file for file in arrays})
         if tables and not arrays:
             return Tables(path, tables)
         came = "both" if arrays else "neither"
@@ -61,7 +69,7 @@ def open_data(path: Path, name: str = "") -> DataSet:
         raise FileError(path, "is not there.")
     match path.suffix.lower():
         case ".npy":
-            return Arrays(path, {name: _mapped(path)})
+            return Arrays(path, {name: path})
         case ".npz":
             return Archive(path)
         case ".parquet":
@@ -69,45 +77,91 @@ def open_data(path: Path, name: str = "") -> DataSet:
     raise FileError(path, "expected .npz, .npy, .parquet, or a folder of .npy or of .parquet files.", code="name")
 
 
-class Arrays:
-    """Mapped .npy files: nothing is read before it is looked at."""
+class _Files:
+    """What all data sets in files have in common."""
 
     processors = 0
+    rows: int
+    names: tuple[str, ...]
 
-    def __init__(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, path: Path, files: Sequence[Path]) -> None:
         self.path = path
-        self._arrays = arrays
-        self.names = tuple(arrays)
-        self.rows = _rows(path, {name: array.shape for name, array in arrays.items()})
+        self.why_not_in_place = ""
+        self._files = files
+        self._stamps = {os.path.abspath(file): stamp(file) for file in files}
+        self._spans: dict[str, Span] = {}
+
+    def source(self) -> Source | None:
+        """See `DataSet`."""
+        if self.why_not_in_place:
+            return None
+        return Source(self._spans, self._stamps, self._digests, machine())
+
+    def fingerprint(self) -> dict[str, Any]:
+        """See `DataSet`."""
+        return {Path(path).name: digest for path, digest in self._digests.items()}
+
+    def _pieces_in_place(self, size: int, start: int) -> Iterator[Rows]:
+        yield from Source(self._spans, self._stamps, {}, "").batches(start, self.rows, size)
+
+    @cached_property
+    def _digests(self) -> dict[str, str]:
+        return {os.path.abspath(file): sampled_digest(file) for file in self._files}
+
+
+class Arrays(_Files):
+    """.npy files: nothing is read before it is looked at."""
+
+    def __init__(self, path: Path, files: Mapping[str, Path]) -> None:
+        super().__init__(path, list(files.values()))
+        self._arrays = {name: _mapped(file) for name, file in files.items()}
+        self.names = tuple(files)
+        self.rows = _rows(path, {name: array.shape for name, array in self._arrays.items()})
+        for name, array in self._arrays.items():
+            if not array.flags.c_contiguous:
+                self.why_not_in_place = f"{files[name].name} is stored by columns"
+            else:
+                self._spans[name] = Span(os.path.abspath(files[name]), array.offset, array.shape, array.dtype)
 
     def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        """See `DataSet`."""
+        if not self.why_not_in_place:
+            yield from self._pieces_in_place(size, start)
+            return
         for first in range(start, self.rows, size):
             yield {name: np.array(array[first : first + size]) for name, array in self._arrays.items()}
 
-    def fingerprint(self) -> dict[str, Any]:
-        files = sorted(self.path.glob("*.npy")) if self.path.is_dir() else [self.path]
-        return {file.name: sampled_digest(file) for file in files}
 
-
-class Archive:
-    """A .npz file, compressed or not, that is read as a stream: memory does not grow with it."""
-
-    processors = 0
+class Archive(_Files):
+    """A .npz file: read where its arrays lie or, if it is compressed, as a stream. Memory does not grow with it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path, [path])
         shapes: dict[str, tuple[int, ...]] = {}
         with self._opened() as archive:
             self._members = {member.removesuffix(".npy"): member for member in archive.namelist()}
             for name, member in self._members.items():
-                with archive.open(member) as file:
-                    shapes[name] = self._header(name, file)[0]
+                entry = archive.getinfo(member)
+                with self._entered(archive, name, member) as file:
+                    shapes[name], dtype = self._header(name, file)
+                    header = file.tell()
+                if entry.compress_type != zipfile.ZIP_STORED:
+                    self.why_not_in_place = f"{name} is compressed"
+                    continue
+                offset = self._start(archive, name, entry) + header
+                self._spans[name] = Span(os.path.abspath(path), offset, shapes[name], dtype)
+                if header + math.prod(shapes[name]) * dtype.itemsize > entry.file_size:
+                    raise FileError(path, f"{name} cannot be read to its end: it ends early.")
         self.names = tuple(self._members)
         self.rows = _rows(path, shapes)
 
     def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        """See `DataSet`."""
+        if not self.why_not_in_place:
+            yield from self._pieces_in_place(size, start)
+            return
         with self._opened() as archive:
-            files = {name: archive.open(member) for name, member in self._members.items()}
+            files = {name: self._entered(archive, name, member) for name, member in self._members.items()}
             forms = {name: self._header(name, file) for name, file in files.items()}
             at = 0
             while at < self.rows:
@@ -117,8 +171,23 @@ class Archive:
                 if at > start:
                     yield rows
 
-    def fingerprint(self) -> dict[str, Any]:
-        return {self.path.name: sampled_digest(self.path)}
+    def _start(self, archive: zipfile.ZipFile, name: str, entry: zipfile.ZipInfo) -> int:
+        """The byte of the file at which what a stored member holds begins."""
+        # ZipFile has compared the header there with the directory when it opened the member, but keeps no offset.
+        with open(self.path, "rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(LOCAL_HEADER)
+        name_size, extra_size = struct.unpack("<HH", header[26:30]) if len(header) == LOCAL_HEADER else (0, 0)
+        begin = entry.header_offset + LOCAL_HEADER + name_size + extra_size
+        if entry.compress_size != entry.file_size or begin + entry.file_size > archive.start_dir:
+            raise FileError(self.path, f"{name} cannot be read: its place in the archive is not as the archive says.")
+        return begin
+
+    def _entered(self, archive: zipfile.ZipFile, name: str, member: str) -> IO[bytes]:
+        try:
+            return archive.open(member)
+        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown
+            raise FileError(self.path, f"{name} cannot be read: {error}.") from error
 
     def _opened(self) -> zipfile.ZipFile:
         try:
@@ -160,14 +229,14 @@ class Archive:
         return array
 
 
-class Tables:
+class Tables(_Files):
     """Parquet files, which Ray Data reads: columns of numbers, or of lists of one length."""
 
     processors = 1
 
     def __init__(self, path: Path, files: list[Path]) -> None:
-        self.path = path
-        self._files = files
+        super().__init__(path, files)
+        self.why_not_in_place = "Ray Data reads Parquet, and gives it to this process"
         try:
             from pyarrow import ArrowException
             from pyarrow.parquet import ParquetFile
@@ -176,7 +245,7 @@ class Tables:
                 path, "Parquet is read by Ray Data, which is not installed: pip install 'qmoe-studio[cluster]'."
             ) from error
         self.rows = 0
-        self.names: tuple[str, ...] = ()
+        self.names = ()
         for number, file in enumerate(files):
             try:
                 with ParquetFile(file) as table:
@@ -191,6 +260,7 @@ class Tables:
             raise FileError(path, "has no rows.")
 
     def pieces(self, size: int, start: int = 0) -> Iterator[Rows]:
+        """See `DataSet`."""
         import ray
         import ray.data
 
@@ -216,9 +286,6 @@ class Tables:
         if held and len(next(iter(held.values()))):
             yield held
 
-    def fingerprint(self) -> dict[str, Any]:
-        return {file.name: sampled_digest(file) for file in self._files}
-
     def _array(self, name: str, column: np.ndarray) -> np.ndarray:
         """Lists of one length as one array."""
         if column.dtype != object or not len(column) or isinstance(column[0], str):
@@ -233,27 +300,9 @@ class Tables:
         return np.stack(lists)
 
 
-def sampled_digest(path: Path) -> str:
-    """A digest of a file's size and content; of a large file's content, of pieces all over it."""
+def _mapped(path: Path) -> np.memmap[Any, Any]:
     try:
-        size = path.stat().st_size
-        digest = sha256(str(size).encode())
-        with path.open("rb") as file:
-            if size <= WHOLE:
-                while piece := file.read(1 << 20):
-                    digest.update(piece)
-            else:
-                for number in range(256):
-                    file.seek((size - PIECE) * number // 255)
-                    digest.update(file.read(PIECE))
-    except OSError as error:
-        raise FileError(path, f"cannot be read: {error.strerror or error}.") from error
-    return digest.hexdigest()
-
-
-def _mapped(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.memmap[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise FileError(path, f"cannot be read as NumPy's .npy of plain numbers: {error}.") from error
     except OSError as error:

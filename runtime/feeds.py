@@ -215,11 +215,17 @@ def learned_sizes(types: Mapping[str, ValueType], given: Mapping[str, Any]) -> d
 
 def retyped(value: np.ndarray, wanted: ValueType | None) -> np.ndarray:
     """Bytes as NumPy's files hold bfloat16 and the like, read as what the input wants."""
-    if isinstance(wanted, TensorType) and wanted.element is not None and value.dtype.kind == "V":
+    dtype = kept_type(value.dtype, wanted)
+    return value if dtype == value.dtype else value.view(dtype)
+
+
+def kept_type(stored: np.dtype, wanted: ValueType | None) -> np.dtype:
+    """The type of what is in a NumPy file: the input's own, where files have no name for that but its bytes."""
+    if isinstance(wanted, TensorType) and wanted.element is not None and stored.kind == "V":
         dtype = wanted.element.dtype
-        if dtype.itemsize == value.dtype.itemsize:
-            return value.view(dtype)
-    return value
+        if dtype.itemsize == stored.itemsize:
+            return dtype
+    return stored
 
 
 def _whole(name: str, type_: ValueType, sizes: Mapping[str, int]) -> tuple[ElementType, tuple[int, ...]]:

@@ -16,7 +16,8 @@ import numpy as np
 from runtime.errors import Cancelled, FileError, Finding, GraphError, StudioError
 from runtime.graph import Graph
 from runtime.session import Session
-from runtime.shards import Skipped
+from runtime.shards import Folder, Skipped
+from runtime.spans import Source
 
 if TYPE_CHECKING:
     from runtime.training.parallel import GradientRunner
@@ -57,12 +58,18 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The outputs of some rows; `per` says which have a result for each row, and which for each batch."""
+    """The outputs of some rows; `per` says which have a result for each row, and which for each batch.
+
+    `seconds` are those that the graph ran. The outputs may be in the folder of results already, in `file`; where they
+    could not be written there, `not_written` says why.
+    """
 
     outputs: Mapping[str, np.ndarray] = field(repr=False)
     per: Mapping[str, str]
     skipped: tuple[Skipped, ...]
     seconds: float
+    file: str = ""
+    not_written: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,32 @@ class Piece:
         return len(next(iter(self.rows.values())))
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Rows `start` to before `stop` of the data, which the worker reads itself, to be run `batch` at a time."""
+
+    start: int
+    stop: int
+    batch: int
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a job's data and results are, for workers who see these files themselves; None is for nobody to see."""
+
+    source: Source | None
+    results: Folder | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What a worker makes of a job's places: whether it reads rows itself; `troubles` are sentences without "It"."""
+
+    reads: bool = False
+    troubles: tuple[str, ...] = ()
+
+
 class Runs(Protocol):
     """What runs a graph: a session."""
 
@@ -95,31 +128,84 @@ class Host:
         self._fixed: dict[str, np.ndarray] = {}
         self._sessions: dict[str, Runs] = {}
         self._gradients: GradientRunner | None = None
+        self._source: Source | None = None
+        self._folder: Folder | None = None
         self.cancel = threading.Event()
 
-    def prepare(self, graphs: Mapping[str, Graph], opening: Opening, fixed: Rows | None = None) -> dict[str, Any]:
-        """Takes graphs by a key, and values of inputs that are the same in every run.
+    def prepare(
+        self,
+        graphs: Mapping[str, Graph],
+        opening: Opening,
+        fixed: Rows | None = None,
+        places: Places | None = None,
+    ) -> dict[str, Any]:
+        """Takes graphs by a key, and values of inputs that are the same in every run; the places as `look` does.
 
-        Returns where this is, and the versions of what numbers depend on.
+        Returns where this is, and the versions of what numbers depend on, besides.
         """
         if not self._graphs:
             self._graphs, self._opening, self._fixed = dict(graphs), opening, dict(fixed or {})
-        return {"host": socket.gethostname(), "process": os.getpid(), "versions": versions()}
+        return {**self.look(places), "versions": versions()}
+
+    def look(self, places: Places | None) -> dict[str, Any]:
+        """Looks at a job's places. Returns where this is, and what it sees."""
+        sight = self._look(places) if places is not None else Sight()
+        return {"host": socket.gethostname(), "process": os.getpid(), "sight": sight}
+
+    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
+        """Calls methods of this one after the other."""
+        return [getattr(self, method)(*arguments) for method, arguments in calls]
 
     def adopt(self, key: str, session: Runs) -> None:
         """Takes what runs the graph of a key, instead of a session of its own."""
         self._sessions[key] = session
 
-    def score(self, piece: Piece) -> Scored | Failure:
-        """Runs rows through the graph "graph"."""
-        begun = perf_counter()
+    def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
+        """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
+        try:
+            scored = self._scored(piece)
+        except FileError as error:
+            return failure(error)
+        if index is None or self._folder is None or not isinstance(scored, Scored):
+            return scored
+        try:
+            return replace(scored, outputs={}, file=self._folder.write(index, scored.outputs))
+        except FileError as error:  # whoever gets the outputs instead tries, too, and says what is the matter
+            self._folder = None
+            return replace(scored, not_written=str(error))
+
+    def _look(self, places: Places) -> Sight:
+        self._source, self._folder, troubles = None, None, []
+        try:
+            self._source = places.source.seen_here() if places.source is not None else None
+        except FileError as error:
+            troubles.append(f"does not see the data ({error}), and is sent its rows")
+        if places.results is not None and places.results.is_here():
+            self._folder = places.results
+        elif places.results is not None:
+            troubles.append(f"does not see the folder {places.results.path}, and sends its results")
+        return Sight(self._source is not None, tuple(troubles))
+
+    def _batches(self, piece: Piece | Range) -> Iterator[tuple[int, Rows]]:
+        """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""
+        if isinstance(piece, Range):
+            assert self._source is not None, "a range is for who has seen the data"
+            firsts = range(piece.start, piece.stop, piece.batch)
+            yield from zip(firsts, self._source.batches(piece.start, piece.stop, piece.batch), strict=True)
+            return
+        for first in range(0, piece.count, piece.batch):
+            yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
+
+    def _scored(self, piece: Piece | Range) -> Scored | Failure:
+        seconds = 0.0
         parts: list[dict[str, np.ndarray]] = []
         counts: list[int] = []
         skipped: list[Skipped] = []
-        for start, rows in _batches(piece):
+        for start, rows in self._batches(piece):
             count = len(next(iter(rows.values())))
             if self.cancel.is_set():
                 raise Cancelled("cancelled")
+            begun = perf_counter()
             try:
                 outputs = self._session("graph").forward({**self._fixed, **rows})
             except Exception as error:
@@ -128,13 +214,15 @@ class Host:
                     return failed
                 skipped.append(Skipped(start, start + count, "\n".join(map(str, failed.findings))))
                 continue
+            finally:
+                seconds += perf_counter() - begun
             parts.append(outputs)
             counts.append(count)
         try:
             outputs, per = _joined(parts, counts)
         except GraphError as error:
             return Failure(error.findings)
-        return Scored(outputs, per, tuple(skipped), perf_counter() - begun)
+        return Scored(outputs, per, tuple(skipped), seconds)
 
     def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
         """Runs one graph once."""
@@ -189,11 +277,6 @@ def failure(error: Exception) -> Failure:
         return Failure((Finding("There is not enough memory for it.", remedy="Use smaller batches.", code="memory"),))
     text = f"Something went wrong that should not: {type(error).__name__}: {error}"
     return Failure((Finding(text, code="internal"),), details=traceback.format_exc())
-
-
-def _batches(piece: Piece) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    for first in range(0, piece.count, piece.batch):
-        yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
 
 
 def _joined(parts: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
@@ -16,20 +17,27 @@ from typing import Any
 import numpy as np
 
 from runtime.cluster import Done, Pool, Task, Tell
-from runtime.datasets import DataSet, sampled_digest
+from runtime.datasets import DataSet
 from runtime.errors import Finding, GraphError, StudioError
-from runtime.feeds import retyped
+from runtime.feeds import kept_type, retyped
 from runtime.graph import Graph
 from runtime.guard import input_names
-from runtime.hosting import Failure, Opening, Piece, Scored, versions
-from runtime.shards import Results, Skipped
+from runtime.hosting import Failure, Opening, Piece, Places, Range, Scored, Sight, versions
+from runtime.shards import Made, Results, Skipped
+from runtime.spans import Source, sampled_digest
 from runtime.types import TensorType, ValueType
 
 BATCH = 256
 """Rows that run together if nothing else is said."""
 BATCHES_IN_A_SHARD = 16
 MOST_WRITING = 4
-"""Files of results that wait to be written, before whoever makes them waits, too."""
+"""Results that wait in memory until they are written, before whoever makes them waits, too."""
+TOGETHER = 0.05
+"""Seconds in which files that workers have written are gathered, to be put in place together."""
+
+
+Result = tuple[Done, Scored]
+"""A task that is done, and what it gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,15 @@ class Job:
     def rows_of(self, index: int) -> tuple[int, int]:
         """The first row of a file of results, and the row after its last."""
         return index * self.shard_rows, min((index + 1) * self.shard_rows, self.data.rows)
+
+    def source(self) -> Source | None:
+        """Where the rows of the inputs lie, if they can be read there."""
+        source = self.data.source()
+        if source is None:
+            return None
+        spans = {name: source.spans[name] for name in self.inputs if name in source.spans}
+        typed = {name: replace(span, dtype=kept_type(span.dtype, self.inputs[name])) for name, span in spans.items()}
+        return replace(source, spans=typed)
 
 
 def job_of(
@@ -123,42 +140,40 @@ def score(
     and bad ones are not to be skipped; what was done stays. Cancelled within a batch after `cancel` is set.
     """
 
-    def say(event: dict[str, Any]) -> None:
-        results.log(event)
-        tell(event)
+    rows, there = 0, len(results.done)
 
-    def write(done: Done, scored: Scored) -> tuple[Done, Scored]:
-        rows = job.rows_of(done.task.index)
-        results.add(done.task.index, *rows, scored.outputs, per=scored.per, skipped=scored.skipped)
-        return done, scored
+    def say(*events: dict[str, Any]) -> None:
+        if events:
+            results.log(*events)
+        for event in events:
+            tell(event)
 
-    def told(done: Done, scored: Scored) -> int:
-        start, stop = job.rows_of(done.task.index)
-        for skipped in scored.skipped:
-            say({"event": "skipped", **asdict(skipped)})
-        facts = {"index": done.task.index, "rows": stop - start, "seconds": round(scored.seconds, 4)}
-        say({"event": "shard", **facts, "worker": done.worker, "done": len(results.done), "of": job.shards})
-        return stop - start
+    def told(batch: list[Result]) -> None:
+        nonlocal rows, there
+        events: list[dict[str, Any]] = []
+        for done, scored in batch:
+            start, stop = job.rows_of(done.task.index)
+            there, rows = there + 1, rows + stop - start
+            events += [{"event": "skipped", **asdict(skipped)} for skipped in scored.skipped]
+            if scored.not_written:
+                text = f"Worker {done.worker} sends its results, which it could not write: {scored.not_written}"
+                events.append({"event": "warning", "message": text})
+            facts = {"index": done.task.index, "rows": stop - start, "seconds": round(scored.seconds, 4)}
+            events.append({"event": "shard", **facts, "worker": done.worker, "done": there, "of": job.shards})
+        say(*events)
 
-    rows = 0
     begun = perf_counter()
-    facts = {"rows": job.data.rows, "shards": job.shards, "done": len(results.done), "workers": pool.workers}
-    say({"event": "started", **facts})
-    # Files are written beside, for waiting until they are on the disk must keep nobody waiting for work.
-    with ThreadPoolExecutor(1) as writer:
-        writing: deque[Future[tuple[Done, Scored]]] = deque()
+    say({"event": "started", "rows": job.data.rows, "shards": job.shards, "done": there, "workers": pool.workers})
+    source = job.source()
+    pool.show(Places(source, results.place.absolute()), job.data.why_not_in_place)
+    with _Writer(job, results) as writer:
         try:
-            for done in pool.map(_tasks(job, results), cancel):
-                scored = _scored(done, *job.rows_of(done.task.index), job.skip_bad)
-                writing.append(writer.submit(write, done, scored))
-                while writing and (writing[0].done() or len(writing) > MOST_WRITING):
-                    rows += told(*writing.popleft().result())
-            while writing:
-                rows += told(*writing.popleft().result())
+            for done in pool.map(_tasks(job, results, source), cancel, job.shards - there):
+                told(writer.add(done, _scored(done, *job.rows_of(done.task.index), job.skip_bad)))
+            told(writer.rest())
         except BaseException:
-            for one in writing:  # what is done is not lost, and the first error is the one that counts
-                with suppress(StudioError):
-                    told(*one.result())
+            with suppress(StudioError):  # what is done is not lost, and the first error is the one that counts
+                told(writer.rest())
             raise
     results.finish()
     everything = [skipped for _, shard in sorted(results.done.items()) for skipped in shard.skipped]
@@ -166,17 +181,89 @@ def score(
     return rows, everything
 
 
-def _tasks(job: Job, results: Results) -> Iterator[Task]:
+class _Writer:
+    """Puts results in place, in a thread of its own: while they go to the disk, nobody shall wait for work.
+
+    Files that workers have written within `TOGETHER` seconds, or while others are put in place, are put there together.
+    """
+
+    def __init__(self, job: Job, results: Results) -> None:
+        self._job, self._results = job, results
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[Result] = deque()
+        self._placing: deque[Future[list[Result]]] = deque()
+        self._in_memory = 0
+        self._hurry = threading.Event()
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hurry.set()
+        self._thread.shutdown()
+
+    def add(self, done: Done, scored: Scored) -> list[Result]:
+        """Takes results, and gives those that are in place now. FileError if some could not be put there."""
+        self._in_memory += not scored.file
+        self._coming.append((done, scored))
+        self._placing.append(self._thread.submit(self._place))
+        placed: list[Result] = []
+        while self._placing and (self._placing[0].done() or self._in_memory > MOST_WRITING):
+            placed += self._next()
+        return placed
+
+    def rest(self) -> list[Result]:
+        """Gives all that are not given yet, when they are in place."""
+        self._hurry.set()
+        placed: list[Result] = []
+        while self._placing:
+            placed += self._next()
+        return placed
+
+    def _next(self) -> list[Result]:
+        placed = self._placing.popleft().result()
+        self._in_memory -= sum(not scored.file for _, scored in placed)
+        return placed
+
+    def _place(self) -> list[Result]:
+        if self._coming and not self._in_memory:
+            self._hurry.wait(TOGETHER)
+        batch = [self._coming.popleft() for _ in range(len(self._coming))]
+        made: list[Made] = []
+        try:
+            for done, scored in batch:
+                index = done.task.index
+                file = scored.file or self._results.place.write(index, scored.outputs)
+                made.append(Made(index, *self._job.rows_of(index), file, scored.per, scored.skipped))
+        finally:
+            self._results.add(made)
+        return batch
+
+
+def _tasks(job: Job, results: Results, source: Source | None) -> Iterator[Task]:
     """A task for each shard that is not there; data that is not needed is passed over."""
     missing = [index for index in range(job.shards) if index not in results.done]
-    if not missing:
-        return
-    pieces = job.data.pieces(job.shard_rows, missing[0] * job.shard_rows)
-    for index, rows in enumerate(pieces, missing[0]):
-        if index not in results.done:
-            start = index * job.shard_rows
-            wanted = {name: retyped(rows[name], type) for name, type in job.inputs.items() if name in rows}
-            yield Task(index, "score", (Piece(start, wanted, job.batch, job.skip_bad),))
+    if source is not None:
+        for index in missing:
+            yield Task(index, "score", partial(_in_place, job, source, index))
+    elif missing:
+        pieces = job.data.pieces(job.shard_rows, missing[0] * job.shard_rows)
+        for index, rows in enumerate(pieces, missing[0]):
+            if index not in results.done:
+                yield Task(index, "score", (_piece(job, index, rows), index))
+
+
+def _in_place(job: Job, source: Source, index: int, sight: Sight) -> tuple[Piece | Range, int]:
+    """What to do for a shard: a range for who can read it, rows for others."""
+    start, stop = job.rows_of(index)
+    if sight.reads:
+        return Range(start, stop, job.batch, job.skip_bad), index
+    return _piece(job, index, source.read(start, stop)), index
+
+
+def _piece(job: Job, index: int, rows: Mapping[str, np.ndarray]) -> Piece:
+    wanted = {name: retyped(rows[name], type) for name, type in job.inputs.items() if name in rows}
+    return Piece(job.rows_of(index)[0], wanted, job.batch, job.skip_bad)
 
 
 def _scored(done: Done, start: int, stop: int, skip_bad: bool) -> Scored:

@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,14 @@ from qmoe_node.sharding import shard
 from runtime import cluster, load, save
 from runtime.cluster import Cluster, Task
 from runtime.datasets import open_data
-from runtime.errors import Cancelled, GraphError
-from runtime.hosting import Failure, Opening, Piece, Scored
-from runtime.scoring import described, job_of, score
+from runtime.errors import Cancelled, GraphError, StudioError
+from runtime.graph import Graph
+from runtime.hosting import Failure, Opening, Piece, Places, Range, Scored
+from runtime.scoring import Job, described, job_of, score
 from runtime.session import Session
-from runtime.shards import Results, read_manifest, read_results
+from runtime.shards import Folder, Results, read_manifest, read_results
+from runtime.spans import Source
+from runtime.tensors import Tensor
 from runtime.training.parallel import ClusterRunner
 from runtime.training.trainer import Settings, Trainer
 from tests.commands import ROOT, Qmoe, qmoe, start
@@ -161,6 +165,26 @@ class Crash:
         os._exit(1)
 
 
+def test_who_dies_at_one_of_several_tasks_dies_of_that_one_only(nodes: Any, tmp_path: Path) -> None:
+    """Short tasks are sent together; after a death each is tried alone."""
+    np.save(tmp_path / "d.npy", np.arange(6000) % 10)
+    source = open_data(tmp_path / "d.npy", "index").source()
+    events: list[dict[str, Any]] = []
+    pool = Cluster(nodes.address, 2, [{"graph": looked_up()}], Opening(), tell=events.append)
+    try:
+        pool.show(Places(source, None))
+        ranges = [Task(index, "score", (Range(index * 10, index * 10 + 10, 10),)) for index in range(600)]
+        ranges[200] = Task(200, "score", (Crash(),))
+        values = {done.task.index: done.value for done in pool.map(iter(ranges), count=600)}
+        assert sorted(values) == list(range(600))
+        failed = values.pop(200)
+        assert isinstance(failed, Failure) and "3 workers died at this" in failed.findings[0].message
+        assert all(isinstance(value, Scored) for value in values.values())
+        assert any(event["event"] == "worker lost" and event["tasks"] > 1 for event in events)
+    finally:
+        pool.close()
+
+
 def test_a_worker_with_another_version_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "versions", lambda: {"qmoe-studio": "9.9", "onnxruntime": "1", "numpy": "2"})
     with pytest.raises(GraphError, match=r"has qmoe-studio 0\.1\.0; here is 9\.9, and numbers must be the same"):
@@ -200,6 +224,178 @@ def test_memory_stays_flat_whatever_the_size_of_the_data(nodes: Any) -> None:
         assert done == 100
     finally:
         pool.close()
+
+
+# -- files that workers read and write themselves -------------------------------------------------------------------
+
+
+def wide() -> Graph:
+    """A row of the table for each number, a thousand times: results that take a while to write."""
+    graph = looked_up()
+    graph.add("Initializer", "times", parameters={"tensor": Tensor.from_array(np.array([1, 1000]))})
+    graph.add("Tile", "tile")
+    graph.add("Output", "wide")
+    graph.wire("gather.output", "tile.input")
+    graph.wire("times.value", "tile.repeats")
+    graph.wire("tile.output", "wide.value")
+    return graph
+
+
+class Scoring:
+    """A job on a cluster: its events, its results, and whether they are what they must be."""
+
+    def __init__(self, graph: Graph, data: Path, folder: Path, **options: Any) -> None:
+        self.graph, self.folder, self.events = graph, folder, list[dict[str, Any]]()
+        save(graph, folder.parent / "g.yaml")
+        self.job = job_of(graph, open_data(data, "index"), {}, **options)
+        self.results = Results(folder, described(folder.parent / "g.yaml", self.job, Opening()), False)
+
+    def run(self, address: str, tell: Callable[[dict[str, Any]], None] | None = None) -> None:
+        def hear(event: dict[str, Any]) -> None:
+            self.events.append(event)
+            if tell is not None:
+                tell(event)
+
+        pool = Cluster(address, 2, [{"graph": self.graph}], Opening(), tell=hear)
+        try:
+            score(self.job, self.results, pool, hear)
+        finally:
+            pool.close()
+            self.results.close()
+
+    @property
+    def warnings(self) -> list[str]:
+        return [event["message"] for event in self.events if event["event"] == "warning"]
+
+    def is_right(self, index: np.ndarray) -> bool:
+        """Whether all results are there, none twice, and nothing else is left."""
+        rows = np.concatenate([part["row"] for part in read_results(self.folder)])
+        done = [event["index"] for event in self.events if event["event"] == "shard"]
+        hidden = {path.name for path in self.folder.iterdir() if path.name.startswith(".")}
+        return (
+            np.array_equal(rows, TABLE[index]) and sorted(done) == list(range(self.job.shards)) and hidden == {".lock"}
+        )
+
+
+def refused(*_: Any) -> Any:
+    raise AssertionError("this process neither reads rows nor writes results")
+
+
+@pytest.mark.parametrize("form", ["d.npz", "d.npy"])
+def test_workers_read_and_write_what_they_see(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    index = np.random.default_rng(0).integers(0, 10, 5000)
+    np.save(tmp_path / form, index) if form == "d.npy" else np.savez(tmp_path / form, other=np.zeros(5000), index=index)
+    scoring = Scoring(looked_up(), tmp_path / form, tmp_path / "out", batch=10, shard_rows=30)
+    monkeypatch.setattr(Source, "read", refused)
+    monkeypatch.setattr(Folder, "write", refused)
+    scoring.run(nodes.address)
+    assert scoring.is_right(index) and not scoring.warnings
+
+
+def test_a_worker_that_is_killed_while_it_writes_leaves_nothing_half_done(nodes: Any, tmp_path: Path) -> None:
+    index = np.arange(40_000) % 10
+    np.save(tmp_path / "d.npy", index)
+    scoring = Scoring(wide(), tmp_path / "d.npy", tmp_path / "out", batch=100, shard_rows=1000)
+    killed: set[int] = set()
+
+    def kill_who_writes() -> None:
+        while len(killed) < 2:
+            if any(path.name.endswith(".part") for path in (tmp_path / "out").iterdir()):
+                alive = [event["process"] for event in scoring.events if event["event"] == "worker"]
+                process = next((one for one in reversed(alive) if one not in killed and writes(one)), None)
+                if process is not None:
+                    with suppress(ProcessLookupError):
+                        os.kill(process, signal.SIGKILL)
+                        killed.add(process)
+            time.sleep(0.0005)
+
+    threading.Thread(target=kill_who_writes, daemon=True).start()
+    scoring.run(nodes.address)
+    assert len(killed) == 2 and sum(event["event"] == "worker lost" for event in scoring.events) >= 2
+    assert scoring.is_right(index)
+
+
+def writes(process: int) -> bool:
+    """Whether a process has a file of results open that is not whole yet."""
+    with suppress(OSError):
+        return any(os.readlink(file).endswith(".part") for file in Path(f"/proc/{process}/fd").iterdir())
+    return False
+
+
+def test_data_that_changes_while_workers_read_it_ends_the_job(nodes: Any, tmp_path: Path) -> None:
+    index = np.arange(20_000) % 10
+    np.save(tmp_path / "d.npy", index)
+    scoring = Scoring(looked_up(), tmp_path / "d.npy", tmp_path / "out", batch=10, shard_rows=20)
+
+    def change(event: dict[str, Any]) -> None:
+        if event["event"] == "shard" and event["done"] == 1:
+            np.save(tmp_path / "d.npy", (index + 1) % 10)
+
+    with pytest.raises(StudioError, match=r"d\.npy: has changed since the job began"):
+        scoring.run(nodes.address, change)
+    done = sorted(scoring.results.done.values(), key=lambda one: one.index)
+    assert 1 <= len(done) < 1000
+    for one in done:
+        assert np.array_equal(np.load(tmp_path / "out" / one.file)["row"], TABLE[index[one.start : one.stop]])
+
+
+def test_another_file_under_the_same_path_is_not_read(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers who are elsewhere are told the content; here they are told another one than what they find."""
+    index = np.arange(3000) % 10
+    np.save(tmp_path / "d.npy", index)
+    for name, digest in (("same", None), ("other", "0" * 64)):
+        scoring = Scoring(looked_up(), tmp_path / "d.npy", tmp_path / name, batch=10, shard_rows=100)
+        source = scoring.job.source()
+        assert source is not None
+        digests = {path: digest or own for path, own in source.digests.items()}
+        elsewhere = replace(source, machine="another", digests=digests)
+        monkeypatch.setattr(Job, "source", lambda self, elsewhere=elsewhere: elsewhere)
+        scoring.run(nodes.address)
+        assert scoring.is_right(index)
+        told = [text for text in scoring.warnings if "d.npy: is another file than the job's" in text]
+        assert len(told) == (0 if name == "same" else 2) and len(scoring.warnings) == len(told)
+        monkeypatch.undo()
+
+
+def test_a_folder_that_workers_do_not_see_is_written_here(nodes: Any, tmp_path: Path) -> None:
+    index = np.arange(3000) % 10
+    np.save(tmp_path / "d.npy", index)
+    scoring = Scoring(looked_up(), tmp_path / "d.npy", tmp_path / "out", batch=10, shard_rows=100)
+    (tmp_path / "out" / scoring.results.place.token).unlink()
+    scoring.run(nodes.address)
+    assert scoring.is_right(index)
+    assert len(scoring.warnings) == 2 and all("does not see the folder" in text for text in scoring.warnings)
+
+
+def test_what_a_worker_cannot_write_is_written_here(nodes: Any, tmp_path: Path) -> None:
+    import resource
+
+    index = np.arange(20_000) % 10
+    np.save(tmp_path / "d.npy", index)
+    scoring = Scoring(wide(), tmp_path / "d.npy", tmp_path / "out", batch=100, shard_rows=1000)
+
+    def limit(event: dict[str, Any]) -> None:
+        if event["event"] == "worker":
+            resource.prlimit(event["process"], resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    scoring.run(nodes.address, limit)
+    assert scoring.is_right(index)
+    assert 1 <= len(scoring.warnings) <= 2
+    assert all("cannot be written: File too large" in text for text in scoring.warnings)
+
+
+def test_compressed_data_is_sent_and_that_is_told(nodes: Any, tmp_path: Path) -> None:
+    index = np.arange(3000) % 10
+    np.savez_compressed(tmp_path / "d.npz", index=index)
+    scoring = Scoring(looked_up(), tmp_path / "d.npz", tmp_path / "out", batch=10, shard_rows=100)
+    scoring.run(nodes.address)
+    assert scoring.is_right(index)
+    (text,) = scoring.warnings
+    assert "index is compressed" in text and "are sent them" in text
 
 
 def test_training_has_the_losses_of_one_machine_and_goes_on_there(nodes: Any, tmp_path: Path) -> None:

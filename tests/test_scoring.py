@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from runtime import save
 from runtime.arrays import write_arrays
 from runtime.cluster import Here
 from runtime.datasets import open_data
-from runtime.errors import Cancelled, FileError, GraphError
+from runtime.errors import Cancelled, FileError, GraphError, StudioError
 from runtime.graph import Graph
 from runtime.hosting import Opening
 from runtime.scoring import described, job_of, score
@@ -237,6 +238,93 @@ def test_a_bad_batch_is_named_or_set_aside(tmp_path: Path) -> None:
     assert np.array_equal(rows, TABLE[np.delete(index, np.s_[110:120])])
     (shard,) = [shard for shard in read_manifest(tmp_path / "bad")["shards"] if shard.skipped]
     assert (shard.index, shard.skipped[0].start, shard.skipped[0].stop) == (5, 110, 120)
+
+
+@pytest.mark.parametrize("form", ["d.npz", "d.npy"])
+@pytest.mark.parametrize("how", ["written", "replaced", "cut off"])
+def test_data_that_changes_meanwhile_ends_the_job_and_is_never_mixed(tmp_path: Path, form: str, how: str) -> None:
+    index = np.arange(4000) % 10
+    data = tmp_path / form
+    np.save(data, index) if form == "d.npy" else written(data, index)
+    file = tmp_path / "graph.yaml"
+    save(looked_up(), file)
+    job = job_of(looked_up(), open_data(data, "index"), {}, batch=10, shard_rows=20)
+    results = Results(tmp_path / "out", described(file, job, Opening()), False)
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "shard" and event["done"] == 1:
+            content = bytearray(data.read_bytes())
+            if how == "cut off":
+                os.truncate(data, len(content) // 2)
+                return
+            content[-2000:-1000] = bytes(1000)
+            if how == "replaced":
+                (tmp_path / "new").write_bytes(content)
+                (tmp_path / "new").replace(data)
+            else:
+                data.write_bytes(content)
+
+    try:
+        with pytest.raises(StudioError, match=f"{form}: has changed since the job began"):
+            score(job, results, Here({"graph": looked_up()}, Opening()), tell)
+        done = sorted(results.done.values(), key=lambda shard: shard.index)
+    finally:
+        results.close()
+    assert done
+    for shard in done:
+        assert np.array_equal(np.load(tmp_path / "out" / shard.file)["row"], TABLE[index[shard.start : shard.stop]])
+    if how != "cut off":
+        with pytest.raises(FileError, match="data was"):
+            run(looked_up(), tmp_path / "out", data, batch=10, shard_rows=20, resume=True)
+
+
+def test_a_file_is_the_same_one_by_its_number_here_and_by_its_content_elsewhere(tmp_path: Path) -> None:
+    data = written(tmp_path / "d.npz", np.arange(100))
+    source = open_data(data).source()
+    assert source is not None and source.seen_here() == source
+    elsewhere = replace(
+        source, machine="another", stamps={path: replace(stamp, number=1) for path, stamp in source.stamps.items()}
+    )
+    assert np.array_equal(elsewhere.seen_here().read(90, 100)["index"], np.arange(90, 100))
+    content = bytearray(data.read_bytes())
+    content[content.index(b"\x93NUMPY") + 200] ^= 1
+    (tmp_path / "new").write_bytes(content)
+    (tmp_path / "new").replace(data)
+    for one in (source, elsewhere):
+        with pytest.raises(FileError, match="is another file than the job's"):
+            one.seen_here()
+    data.unlink()
+    with pytest.raises(FileError, match="No such file"):
+        source.seen_here()
+
+
+def test_an_archive_whose_members_are_not_where_it_says_is_refused(tmp_path: Path) -> None:
+    content = bytearray(written(tmp_path / "d.npz", np.arange(1000)).read_bytes())
+    entry = content.index(b"PK\1\2")
+    for name, changes, message in (
+        ("beyond.npz", {20: 60_000, 24: 60_000}, "its place in the archive"),  # it would reach beyond the end
+        ("packed.npz", {20: 60_000}, "its place in the archive"),  # two sizes of what is not compressed
+        ("locked.npz", {8: 1}, "cannot be read"),  # encrypted
+        ("strange.npz", {10: 99}, "cannot be read"),  # compressed in a way that nobody knows
+    ):
+        changed = bytearray(content)
+        for place, value in changes.items():
+            changed[entry + place : entry + place + 2] = value.to_bytes(2, "little")
+        (tmp_path / name).write_bytes(changed)
+        with pytest.raises(FileError, match=message):
+            open_data(tmp_path / name)
+
+
+def test_what_a_killed_job_left_half_written_goes_and_other_files_stay(tmp_path: Path) -> None:
+    data, out = written(tmp_path / "d.npz", np.arange(400) % 10), tmp_path / "out"
+    with pytest.raises(Cancelled):
+        stop_after(3, threading.Event(), tmp_path, data)
+    (out / ".part-00019.npz.0123abcd.part").write_bytes(b"half")
+    (out / (".seen-" + "0" * 32)).touch()
+    (out / ".part-of-something-else").touch()
+    run(looked_up(), out, data, batch=10, shard_rows=20, resume=True)
+    hidden = sorted(path.name for path in out.iterdir() if path.name.startswith("."))
+    assert hidden == [".lock", ".part-of-something-else"]
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path) -> None:

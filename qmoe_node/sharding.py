@@ -321,4 +321,6 @@ def _read(function: ir.Function) -> Graph:
             body.set(id, name, ABSENT)
     for domain in list(body.opsets):
         body.set("", domain, ABSENT, section="opsets")
-    return Graph.build(body.nodes.values(), ((source, target) for target, source in body.wires.items()))
+    attributes = body.section("info").get("attributes")
+    sections = {"info": {"attributes": attributes}} if attributes else {}
+    return Graph.build(body.nodes.values(), ((source, target) for target, source in body.wires.items()), sections)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,11 @@ from hypothesis import strategies as st
 from qmoe_node.sharding import shard
 from runtime import load, save
 from runtime.check import check
+from runtime.drawing.scene import box_of
 from runtime.errors import GraphError
 from runtime.graph import ABSENT, Graph, PortRef
 from runtime.parts import PartedSession, alone, parts_of
+from runtime.port_facts import ports_of
 from runtime.session import Session
 from runtime.tensors import Tensor
 from runtime.types import ElementType
@@ -376,3 +380,34 @@ def test_only_operators_belong_to_parts() -> None:
     graph.set("", "parts", {"moe0": 0, "x": 1}, section="layout")
     with pytest.raises(GraphError, match=r"^x: layout\.parts says that a worker has it; it is an Input"):
         parts_of(graph)
+
+
+def test_ports_of_the_functions_have_their_names(qmoe: Qmoe, tmp_path: Path) -> None:
+    spread = shard(layered(router_weights=True), 2)
+
+    def labels(id: str) -> tuple[list[str], list[str]]:
+        box = box_of(spread, id)
+        return [terminal.label for terminal in box.inputs], [terminal.label for terminal in box.outputs]
+
+    assert labels("moe0_route") == (["input", "router_probs", "router_weights"], ["tokens", "experts", "weights"])
+    selected = ["routed_tokens", "choice", "routed_weights", "places"]
+    assert labels("moe0_select_1") == (["tokens", "experts", "weights"], selected)
+    assert labels("moe0") == (["input", "places_0", "places_1", "results_0", "results_1"], ["output"])
+    assert [facts.title for facts in ports_of(spread, "moe0_select_0", [])] == [*labels("moe0_select_0")[0], *selected]
+    save(spread, tmp_path / "spread.yaml")
+    assert "routed_weights: tensor(float)" in qmoe("info", "spread.yaml").out
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+@pytest.mark.parametrize("element", ["float", "float16"])
+def test_a_spread_graph_runs_in_a_plain_onnx_runtime(tmp_path: Path, target: Any, element: str) -> None:
+    graph = layered(2, element=element)
+    path = tmp_path / "spread.onnx"
+    save(shard(graph, 3), path, target=target)
+    onnx.checker.check_model(path, full_check=True)
+    feeds = feeds_for(graph, 9)
+    (found,) = onnxruntime.InferenceSession(path).run(None, feeds)
+    expected = Session(graph).forward(feeds)["y"]
+    unit = 1e-6 if element == "float" else 2.0**-10
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=unit * np.abs(wide(expected)).max())

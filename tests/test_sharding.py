@@ -17,6 +17,7 @@ from qmoe_node.sharding import shard
 from runtime import load, save
 from runtime.check import check
 from runtime.drawing.scene import box_of
+from runtime.editing import rename
 from runtime.errors import GraphError
 from runtime.graph import ABSENT, Graph, PortRef
 from runtime.parts import PartedSession, alone, parts_of
@@ -411,3 +412,12 @@ def test_a_spread_graph_runs_in_a_plain_onnx_runtime(tmp_path: Path, target: Any
     unit = 1e-6 if element == "float" else 2.0**-10
     assert found.dtype == expected.dtype
     np.testing.assert_allclose(found, expected, rtol=0, atol=unit * np.abs(wide(expected)).max())
+
+
+def test_a_part_that_is_renamed_stays_a_part() -> None:
+    spread = shard(layered(), 2)
+    rename(spread, "moe0_part_1", "second")
+    assert parts_of(spread) == {"moe0_part_0": 0, "second": 1}
+    equal(layered(), spread)
+    spread.undo()
+    assert parts_of(spread) == {"moe0_part_0": 0, "moe0_part_1": 1}

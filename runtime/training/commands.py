@@ -69,6 +69,7 @@ def train(
     threads: int | None,
     cluster: str | None,
     workers: int | None,
+    by_parts: bool,
     as_json: bool,
 ) -> None:
     """Trains a graph, prints a line for every epoch, and writes the trained graph."""
@@ -102,7 +103,9 @@ def train(
 
             pool = Cluster(cluster, workers, [{"graph": graph}], Opening(backend, threads), tell=_tell)
             ends.callback(pool.close)
-            options["runner"] = ClusterRunner(graph, chosen, pool, tell=_tell, backend=backend, threads=threads)
+            options["runner"] = ClusterRunner(
+                graph, chosen, pool, tell=_tell, backend=backend, threads=threads, by_parts=by_parts
+            )
         trainer = Trainer(graph, arrays, chosen, **options)
         trained = _trained(trainer, file, graph, training, resume, as_json)
     names = [name for entry in trainer.history[:1] for name in entry if name != "learning_rate"]

@@ -35,3 +35,10 @@ def test_a_wrong_option_leaves_the_folder_as_it_was(
         assert qmoe(*words).code == 0
         assert qmoe(*words, *options, "--resume").code in (1, 2)
         assert len(list((tmp_path / out).glob("part-*.npz"))) == 1  # what a job has done stays
+
+
+def test_an_address_that_is_none_is_refused(qmoe: Qmoe, data: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    words = ("run", DIGITS, "--data", data, "--out", "out", "--cluster")
+    assert "expected an address, such as local or head:6379; none came" in qmoe(*words, "").err
+    assert "no cluster to be had at foo: Invalid address format: foo. Start one" in qmoe(*words, "foo").err

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from runtime.backends.control import Progress
-from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence
+from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence, shares
 from runtime.datasets import open_data
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, PortRef
@@ -233,8 +233,7 @@ class _Shower:
             total = sum(self._by_worker.values())
             task = self._bar.tasks[0]
             rate = total / task.elapsed if task.elapsed else 0.0
-            shares = ", ".join(f"worker {number}: {rows:,}" for number, rows in sorted(self._by_worker.items()))
-            done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares})"
+            done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares(self._by_worker)})"
             self._bar.update(self._task, completed=min(self._rows, task.completed + event["rows"]), description=done)
 
 

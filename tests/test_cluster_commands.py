@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.commands import ROOT, Qmoe, qmoe
+from tests.commands import ROOT, Qmoe, qmoe, start
 
 __all__ = ["qmoe"]
 
@@ -42,3 +45,16 @@ def test_an_address_that_is_none_is_refused(qmoe: Qmoe, data: Path) -> None:
     words = ("run", DIGITS, "--data", data, "--out", "out", "--cluster")
     assert "expected an address, such as local or head:6379; none came" in qmoe(*words, "").err
     assert "no cluster to be had at foo: Invalid address format: foo. Start one" in qmoe(*words, "foo").err
+
+
+def test_training_that_is_interrupted_says_how_it_goes_on(tmp_path: Path, data: Path) -> None:
+    words = ("train", DIGITS, "--data", data, "--epochs", 100_000, "--folder", tmp_path / "run")
+    process = start(*words)
+    log = tmp_path / "run" / "log.jsonl"
+    while not log.is_file() or not log.read_bytes():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
+    assert re.search(r"\d+ of 100000 epochs are in .*run; go on with --resume\.", err)

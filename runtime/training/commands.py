@@ -107,7 +107,13 @@ def train(
                 graph, chosen, pool, tell=_tell, backend=backend, threads=threads, by_parts=by_parts
             )
         trainer = Trainer(graph, arrays, chosen, **options)
-        trained = _trained(trainer, file, graph, training, resume, as_json)
+        try:
+            trained = _trained(trainer, file, graph, training, resume, as_json)
+        except KeyboardInterrupt:
+            if folder is not None and trainer.epoch:
+                text = f"{trainer.epoch} of {chosen.epochs} epochs are in {folder}; go on with --resume."
+                errors.print(text, markup=False, soft_wrap=True)
+            raise
     names = [name for entry in trainer.history[:1] for name in entry if name != "learning_rate"]
     if output is not None:
         save(trained, output)

@@ -26,8 +26,6 @@ AHEAD = 2
 """Tasks that a worker has at a time: one that it does, and one whose data is on its way."""
 ATTEMPTS = 3
 """Workers that may die at a task before it is held to be the task's fault."""
-MOST_NAMED = 4
-"""Workers that are named one by one where there is little room."""
 PATIENCE = 60.0
 """Seconds after which a job ends that no worker is there for."""
 
@@ -346,13 +344,6 @@ def sentence(event: Mapping[str, Any]) -> str:
         case "skipped":
             return f"Rows {event['start']} to {event['stop'] - 1} are set aside: {event['reason']}"
     return str(event.get("message", event))
-
-
-def shares(rows: Mapping[int, int]) -> str:
-    """How many rows each worker did, in a few words however many workers there are."""
-    if len(rows) <= MOST_NAMED:
-        return ", ".join(f"worker {number}: {count:,}" for number, count in sorted(rows.items()))
-    return f"{len(rows)} workers, {min(rows.values()):,} to {max(rows.values()):,} rows each"
 
 
 def _processors() -> int:

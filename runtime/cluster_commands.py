@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from runtime.backends.control import Progress
-from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence, shares
+from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence
 from runtime.datasets import open_data
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, PortRef
@@ -23,6 +23,9 @@ from runtime.reports import console, errors, given_values, opened
 from runtime.scoring import described, job_of, score
 from runtime.session import Run
 from runtime.shards import LOG, MANIFEST, Results, Skipped
+
+MOST_NAMED = 4
+"""Workers that are named one by one where there is little room."""
 
 
 def over_data(
@@ -235,6 +238,13 @@ class _Shower:
             rate = total / task.elapsed if task.elapsed else 0.0
             done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares(self._by_worker)})"
             self._bar.update(self._task, completed=min(self._rows, task.completed + event["rows"]), description=done)
+
+
+def shares(rows: Mapping[int, int]) -> str:
+    """How many rows each worker did, in a few words however many workers there are."""
+    if len(rows) <= MOST_NAMED:
+        return ", ".join(f"worker {number}: {count:,}" for number, count in sorted(rows.items()))
+    return f"{len(rows)} workers, {min(rows.values()):,} to {max(rows.values()):,} rows each"
 
 
 def _summary(out: Path, rows: int, all_rows: int, skipped: Collection[Skipped]) -> None:

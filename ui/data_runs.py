@@ -29,7 +29,8 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from runtime.cluster import sentence, shares
+from runtime.cluster import sentence
+from runtime.cluster_commands import shares
 from runtime.errors import StudioError
 from runtime.files import YAML, save
 from ui import theme

@@ -21,10 +21,13 @@ from qmoe_node.checks import INPUTS
 from qmoe_node.graph_mixtures import free_id, settings_of
 from qmoe_node.layer import Settings
 from qmoe_node.standard import FLOAT, choose, in_shape_of, mixing_weights
+from runtime.captures import bodies_of, read_through_captures
 from runtime.errors import Finding, GraphError, Severity
 from runtime.files import check_destination, save
 from runtime.graph import ABSENT, Graph, PortRef
+from runtime.isolation import is_overridable
 from runtime.onnx_import import import_model
+from runtime.onnx_names import NAMES
 from runtime.parts import PARTS, parts_of
 from runtime.reports import console, opened
 from runtime.tape import Tape
@@ -35,14 +38,15 @@ DOMAIN = "qmoe.parts"
 OLDEST = 15
 """The version of the standard operators since which those are there that the functions use."""
 ROUTED = ("input", "router_probs", "router_weights")
+AGAIN = "Spread the graph that this one was made from."
 OF_ROUTING = ("k", "normalize_routing_weights", "use_sparse_mixer")
 
 
 def shard(graph: Graph, parts: int, nodes: Sequence[str] | None = None) -> Graph:
     """A copy of a graph whose QMoE nodes (or those of them that `nodes` names) are spread over `parts`.
 
-    GraphError if the graph has errors, if it has no such node, if one has fewer experts than there are parts, or if its
-    weights are not in the document.
+    A node that is a part already is left as it is. GraphError if the graph has errors, if it has no such node, if one
+    has fewer experts than there are parts, or if its weights are not in the document.
     """
     errors = [finding for finding in graph.checker.findings() if finding.severity is Severity.ERROR]
     if errors:
@@ -52,9 +56,13 @@ def shard(graph: Graph, parts: int, nodes: Sequence[str] | None = None) -> Graph
         if id not in found:
             there = f"The QMoE nodes are {', '.join(found) or 'none'}."
             raise GraphError.at(id, "", "There is no QMoE node of this name.", there, "no-node")
-    chosen = [id for id in found if nodes is None or id in nodes]
+    spread = parts_of(graph)
+    for id in nodes or ():
+        if id in spread:
+            raise GraphError.at(id, "", "This node is a part already.", AGAIN, "parts")
+    chosen = [id for id in found if id not in spread and (nodes is None or id in nodes)]
     if not chosen:
-        raise GraphError(Finding("The graph has no QMoE node to spread.", code="no-node"))
+        raise GraphError(_nothing_to_spread(graph, spread))
     if parts < 1:
         raise GraphError(Finding(f"expected 1 part at least; {parts} came.", code="option"))
     version = graph.opsets.get("", OLDEST)
@@ -65,6 +73,28 @@ def shard(graph: Graph, parts: int, nodes: Sequence[str] | None = None) -> Graph
     for id in chosen:
         _Mixture(result, id, parts).replace()
     return result
+
+
+def _nothing_to_spread(graph: Graph, spread: Mapping[str, int]) -> Finding:
+    if spread:
+        return Finding("All QMoE nodes of the graph are parts already.", remedy=AGAIN, code="parts")
+    inside = inner_mixtures(graph)
+    if inside:
+        text = f"The graph has QMoE nodes only inside {' and '.join(inside)}; those of the graph itself can be spread."
+        return Finding(text, remedy="Take them out of there.", code="no-node")
+    return Finding("The graph has no QMoE node to spread.", code="no-node")
+
+
+def inner_mixtures(graph: Graph) -> list[str]:
+    """The nodes with a QMoE node in a subgraph, and the functions that have one: these stay whole."""
+    functions = {f"the function {key}": body for key, body in graph.section("functions").items()}
+    holders = {id: list(bodies_of(state)) for id, state in graph.nodes.items()}
+    holders |= {name: [body] for name, body in functions.items() if isinstance(body, Graph)}
+    return [name for name, bodies in holders.items() if any(map(_has_mixture, bodies))]
+
+
+def _has_mixture(body: Graph) -> bool:
+    return any(state.type == MIXTURE or any(map(_has_mixture, bodies_of(state))) for state in body.nodes.values())
 
 
 def show(file: Path, out: Path | None, parts: int, nodes: Sequence[str] | None, as_json: bool) -> None:
@@ -114,7 +144,10 @@ class _Mixture:
         select = self._function("Select", _select(self.settings.k))
         collect = self._function("Collect", _collect(self.settings.k, self.parts))
         targets = graph.targets(PortRef(id, "output"))
+        captured = {source for sources in read_through_captures(graph).values() for source in sources}
         weights = {source.node for port, source in self.sources.items() if port not in ROUTED}
+        own = list(self.parameters.get(NAMES) or ())
+        names = {NAMES: own or [f"{id}.output"]} if own or id in captured else {}
         parts = dict(graph.section("layout").get(PARTS, {}))
         with graph.transaction(f"Spread {id} over {self.parts} parts"):
             graph.remove(id)
@@ -137,23 +170,25 @@ class _Mixture:
                 results.append(PortRef(mixture, "output"))
                 places.append(PortRef(selected, "output.3"))
                 parts[mixture] = part
-            collected = graph.add(collect, id)
+            collected = graph.add(collect, id, parameters=names)
             for index, source in enumerate([self.sources["input"], *places, *results]):
                 graph.wire(source, PortRef(collected, f"input.{index}"))
             for target in targets:
                 graph.wire(PortRef(collected, "output.0"), target)
             for weight in weights:
-                if not graph.wires_of(weight):
+                if not graph.wires_of(weight) and weight not in captured:
                     graph.remove(weight)
             graph.set("", PARTS, parts, section="layout")
 
     def _part(self, part: int, first: int, end: int) -> str:
         """The QMoE node of experts `first` to before `end`."""
-        kept = {name: value for name, value in self.parameters.items() if name not in (*OF_ROUTING, "name")}
+        kept = {name: value for name, value in self.parameters.items() if name not in (*OF_ROUTING, "name", NAMES)}
         mixture = self.graph.add(MIXTURE, self._id(f"part_{part}"), parameters={**kept, "k": 1})
         for port, tensor in self.tensors.items():
             source = self.graph.nodes[self.sources[port].node]
-            array = tensor.array()[first:end]
+            array = tensor.array()
+            if array.shape[:1] == (self.experts,):  # and else it is the same for all
+                array = array[first:end]
             if port.endswith("_bias"):
                 array = array.astype(np.float32)
             parameters = {name: value for name, value in source.parameters.items() if name not in ("tensor", "name")}
@@ -163,7 +198,13 @@ class _Mixture:
         return mixture
 
     def _tensor(self, port: str) -> Tensor:
-        tensor = self.graph.nodes[self.sources[port].node].parameters.get("tensor")
+        source = self.graph.nodes[self.sources[port].node]
+        tensor = source.parameters.get("tensor")
+        if is_overridable(source):
+            text = (
+                f"{source.id} may be given anew in every run; only experts whose weights stay the same can be spread."
+            )
+            raise GraphError.at(self.id, port, text, f"Switch off overridable of {source.id}.", "parts")
         if not isinstance(tensor, Tensor):
             text = "is computed when the graph runs; only experts whose weights the document holds can be spread."
             raise GraphError.at(self.id, port, text, code="parts")
@@ -280,4 +321,6 @@ def _read(function: ir.Function) -> Graph:
             body.set(id, name, ABSENT)
     for domain in list(body.opsets):
         body.set("", domain, ABSENT, section="opsets")
-    return Graph.build(body.nodes.values(), ((source, target) for target, source in body.wires.items()))
+    attributes = body.section("info").get("attributes")
+    sections = {"info": {"attributes": attributes}} if attributes else {}
+    return Graph.build(body.nodes.values(), ((source, target) for target, source in body.wires.items()), sections)

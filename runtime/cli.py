@@ -422,11 +422,16 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, max=256, help="threads of one operator")] = None,
     cluster: ClusterOption = None,
     workers: WorkersOption = None,
+    by_parts: Annotated[
+        bool, typer.Option("--by-parts", help="divide batches also where a loss is no mean over their rows")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a graph's trainable weights on arrays of samples."""
     if workers is not None and cluster is None:
         raise typer.BadParameter("workers are of a cluster: --cluster local", param_hint="--workers")
+    if by_parts and cluster is None:
+        raise typer.BadParameter("parts are those of a cluster's workers: --cluster local", param_hint="--by-parts")
     from runtime.training import commands
 
     commands.train(
@@ -464,6 +469,7 @@ def train(
         threads=threads,
         cluster=cluster,
         workers=workers,
+        by_parts=by_parts,
         as_json=as_json,
     )
 

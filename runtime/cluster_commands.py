@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,10 @@ from runtime.parts import Call, PartedSession, alone, parts_of
 from runtime.reports import console, errors, given_values, opened
 from runtime.scoring import described, job_of, score
 from runtime.session import Run
-from runtime.shards import Results, Skipped
+from runtime.shards import LOG, MANIFEST, Results, Skipped
+
+MOST_NAMED = 4
+"""Workers that are named one by one where there is little room."""
 
 
 def over_data(
@@ -51,6 +54,7 @@ def over_data(
     job = job_of(graph, open_data(data, rest[0] if len(rest) == 1 else ""), fixed, batch, shard_rows, skip_bad)
     opening = Opening(backend, threads, precision)
     shower = _Shower(as_json, job.data.rows)
+    was_there = out.exists()
     results = Results(out, described(file, job, opening), resume)
     with ExitStack() as ends:
         ends.callback(results.close)
@@ -59,7 +63,12 @@ def over_data(
             results.log(event)
             shower.tell(event)
 
-        pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors)
+        try:
+            pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors)
+        except BaseException:
+            if not resume:
+                _take_back(out, was_there)
+            raise
         ends.callback(pool.close)
         cancel = threading.Event()
         try:
@@ -71,6 +80,15 @@ def over_data(
             raise
     if not as_json:
         _summary(out, rows, job.data.rows, skipped)
+
+
+def _take_back(out: Path, was_there: bool) -> None:
+    """Leaves a folder of results, for which nothing was done, as it was: the mended command shall find it empty."""
+    with suppress(OSError):
+        for name in (MANIFEST, LOG, ".lock"):
+            (out / name).unlink(missing_ok=True)
+        if not was_there:
+            out.rmdir()
 
 
 class SpreadSession:
@@ -218,9 +236,15 @@ class _Shower:
             total = sum(self._by_worker.values())
             task = self._bar.tasks[0]
             rate = total / task.elapsed if task.elapsed else 0.0
-            shares = ", ".join(f"worker {number}: {rows:,}" for number, rows in sorted(self._by_worker.items()))
-            done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares})"
+            done = f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s ({shares(self._by_worker)})"
             self._bar.update(self._task, completed=min(self._rows, task.completed + event["rows"]), description=done)
+
+
+def shares(rows: Mapping[int, int]) -> str:
+    """How many rows each worker did, in a few words however many workers there are."""
+    if len(rows) <= MOST_NAMED:
+        return ", ".join(f"worker {number}: {count:,}" for number, count in sorted(rows.items()))
+    return f"{len(rows)} workers, {min(rows.values()):,} to {max(rows.values()):,} rows each"
 
 
 def _summary(out: Path, rows: int, all_rows: int, skipped: Collection[Skipped]) -> None:

@@ -26,6 +26,8 @@ def connect(address: str, processors: int) -> Any:
 
     GraphError if it is not installed or there is no such cluster.
     """
+    if not address.strip():
+        raise GraphError(Finding(f"expected an address, such as {LOCAL} or head:6379; none came.", code="cluster"))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -59,11 +61,14 @@ def connect(address: str, processors: int) -> Any:
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             raise GraphError(
                 Finding(
-                    f"There is no cluster to be had at {address}: {first_line(error)}",
+                    f"There is no cluster to be had at {address}: {first_line(error).rstrip('.')}.",
                     remedy="Start one (ray start --head), or use --cluster local.",
                     code="cluster",
                 )
             ) from error
+    # What befalls workers is told in our own words. Ray would print it to the standard output, between results.
+    if hasattr(ray._private.worker, "_worker_logs_enabled"):
+        ray._private.worker._worker_logs_enabled = False
     return ray
 
 

@@ -178,7 +178,7 @@ def remove_nodes(graph: Graph, ids: Collection[str], *, reconnect: bool = False)
 
 
 def rename(graph: Graph, id: str, new: str) -> None:
-    """Gives a node another id; wires, order, probes and the subgraphs that read its values follow.
+    """Gives a node another id; wires, order, probes, parts and the subgraphs that read its values follow.
 
     GraphError if the id is taken or is none.
     """
@@ -204,6 +204,7 @@ def rename(graph: Graph, id: str, new: str) -> None:
         after = _value_names(graph, new)
         _follow(graph, dict(zip(before, after, strict=True)))
         _keep_probes(graph, {id: new})
+        _keep_part(graph, id, new)
 
 
 def _value_names(graph: Graph, id: str) -> list[str]:
@@ -464,6 +465,14 @@ def _keep_probes(graph: Graph, ids: Mapping[str, str]) -> None:
         moved = [str(_moved(PortRef.parse(t), ids)) if isinstance(t, str) and "." in t else t for t in listed]
         if moved != list(listed):
             graph.set("", "probes", moved, section="layout")
+
+
+def _keep_part(graph: Graph, id: str, new: str) -> None:
+    """A part of a spread graph (`runtime.parts`) stays one under its new id."""
+    parts = graph.section("layout").get("parts")
+    if isinstance(parts, Mapping) and id in parts:
+        moved = {new if other == id else other: part for other, part in parts.items()}
+        graph.set("", "parts", moved, section="layout")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from runtime.graph import Graph, NodeState, PortRef
 from runtime.guard import input_names
 from runtime.isolation import is_overridable
 from runtime.nodes.terminals import Initializer, Input, Output
+from runtime.onnx_names import is_terminal
 from runtime.session import Session
 from runtime.types import TensorType, ValueType
 
@@ -37,7 +38,12 @@ def parts_of(graph: Graph) -> dict[str, int]:
         type(part) is int and 0 <= part < 1 << 16 for part in stored.values()
     ):
         raise GraphError(Finding("layout.parts gives for node ids the numbers of parts, from 0 on.", code="parts"))
-    return {str(id): part for id, part in stored.items() if id in graph.nodes}
+    found = {str(id): part for id, part in stored.items() if id in graph.nodes}
+    for id in found:
+        if is_terminal(graph.nodes[id]):
+            text = f"layout.parts says that a worker has it; it is an {graph.nodes[id].type}, and no operator."
+            raise GraphError.at(id, "", text, "Take it out of layout.parts.", "parts")
+    return found
 
 
 def alone(graph: Graph, node: str) -> Graph:
@@ -154,27 +160,33 @@ class PartedSession:
         self.inputs: dict[str, ValueType] = {
             name: graph.checker.type_of(PortRef(id, "value")) for id, name in input_names(graph).items()
         }
+        given = {PortRef(id, "value"): _name(state) for id, state in graph.nodes.items() if is_overridable(state)}
+        self.inputs |= {name: graph.checker.type_of(port) for port, name in given.items()}
+        self.optional = frozenset(given.values())
+        self._defaults = {name: graph.nodes[port.node].parameters["tensor"] for port, name in given.items()}
         self._stages = [
             (stage, Session(stage.graph, backend, threads=threads, precision=precision))
             for stage in stages(self._graph, nodes)
         ]
-        self._inputs = {PortRef(id, "value"): name for id, name in input_names(graph).items()}
+        self._inputs = given | {PortRef(id, "value"): name for id, name in input_names(graph).items()}
         self._outputs = {
-            str(state.parameters.get("name") or id): graph.wires[PortRef(id, "value")]
+            _name(state): graph.wires[PortRef(id, "value")]
             for id, state in graph.nodes.items()
             if state.type == Output.type_name()
         }
-        self._acceptor = Acceptor(self.inputs, frozenset())
+        self._acceptor = Acceptor(self.inputs, self.optional)
 
     def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Runs the graph once and returns its outputs by name."""
         feeds = self._acceptor.accept(inputs)
-        values: dict[PortRef, Any] = {port: feeds[name] for port, name in self._inputs.items()}
+        values: dict[PortRef, Any] = {
+            port: feeds[name] if name in feeds else self._defaults[name].array() for port, name in self._inputs.items()
+        }
         results: dict[str, Any] = {}
         for stage, session in self._stages:
             given = {name: values[port] for name, port in stage.reads.items()}
             given |= {name: feeds[name] for name in session.inputs if name in feeds and name not in given}
-            outputs = session.forward(given)
+            outputs = session.forward(given) if session.outputs else {}
             values |= {port: outputs[name] for name, port in stage.gives.items()}
             results |= {name: outputs[name] for name in self._outputs if name in outputs}
             if stage.elsewhere:
@@ -192,6 +204,11 @@ class PartedSession:
             for port, source in self._graph.inputs_of(node).items()
             if not _is_initializer(self._graph.nodes[source.node])
         }
+
+
+def _name(state: NodeState) -> str:
+    """The name of a terminal's value outside the graph."""
+    return str(state.parameters.get("name") or state.id)
 
 
 def _is_initializer(state: NodeState) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from runtime.drawing.words import type_text
 from runtime.errors import Finding
+from runtime.function_calls import port_title
 from runtime.graph import Graph, PortRef
 from runtime.node import Node, Port
 from runtime.ports import belongs
@@ -18,9 +19,11 @@ SHOWN_KINDS = 6
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:
-    """One port of one node. `source` is where an input's value comes from, `targets` where an output's goes."""
+    """One port of one node. `title` is what people call it, `source` where an input's value comes from, `targets` where
+    an output's goes."""
 
     ref: PortRef
+    title: str
     is_output: bool
     declared: Port | None
     expected: str
@@ -85,6 +88,7 @@ def facts_of(graph: Graph, ref: PortRef, is_output: bool, findings: list[Finding
     origin = ref if is_output else source
     return PortFacts(
         ref,
+        port_title(graph, ref, is_output=is_output),
         is_output,
         declared,
         expected,

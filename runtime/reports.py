@@ -20,6 +20,7 @@ from runtime.arrays import read_arrays, write_arrays
 from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.feeds import generated, retyped
 from runtime.files import load, save
+from runtime.function_calls import port_title
 from runtime.graph import Graph
 from runtime.interrupts import in_a_thread
 from runtime.tensors import Tensor
@@ -287,6 +288,7 @@ def info(file: Path, as_json: bool) -> None:
     for id, state in graph.nodes.items():
         node_type = graph.node_type(id)
         outputs = {str(port): str(checker.type_of(port)) for port in _output_ports(graph, id)}
+        titles = [port_title(graph, port, is_output=True) for port in _output_ports(graph, id)]
         common = {parameter.name for parameter in COMMON_PARAMETERS}
         parameters = {
             name: _brief(value)
@@ -300,6 +302,7 @@ def info(file: Path, as_json: bool) -> None:
                 "type": state.type,
                 "known": node_type is not None,
                 "outputs": outputs,
+                "titles": titles,
                 "parameters": parameters,
                 "bytes": sum(tensor.nbytes for tensor in tensors),
             }
@@ -313,7 +316,8 @@ def info(file: Path, as_json: bool) -> None:
         table.add_column(heading, overflow="fold")  # names are cut in two, not off
     table.add_column("bytes", justify="right", no_wrap=True)
     for row in rows:
-        gives = "\n".join(row["outputs"].values())
+        named = zip(row["titles"], row["outputs"].values(), strict=True)
+        gives = "\n".join(f"{title}: {type}" if len(row["titles"]) > 1 else type for title, type in named)
         settings = ", ".join(f"{name}={value}" for name, value in row["parameters"].items())
         size = f"{row['bytes']:,}" if row["bytes"] else ""
         table.add_row(row["node"], row["type"], plain(gives), plain(settings), size)

@@ -495,6 +495,24 @@ def test_ctrl_c_ends_a_job_cleanly(tmp_path: Path) -> None:
             os.kill(worker, 0)
 
 
+def test_events_are_json_and_nothing_else_when_a_worker_dies(tmp_path: Path) -> None:
+    save(looked_up(), tmp_path / "g.yaml")
+    np.save(tmp_path / "d.npy", np.arange(50_000) % 10)
+    words = ["run", tmp_path / "g.yaml", "--data", tmp_path / "d.npy", "--out", tmp_path / "out", "--shard-rows", 100]
+    process = start(*words, "--batch", 10, "--cluster", "local", "--workers", 2, "--json")
+    assert process.stdout is not None
+    events: list[dict[str, Any]] = []
+    killed = False
+    for line in process.stdout:
+        events.append(json.loads(line))
+        if not killed and events[-1].get("done", 0) >= 20 and events[-1]["event"] == "shard":
+            os.kill(next(event for event in events if event["event"] == "worker")["process"], signal.SIGKILL)
+            killed = True
+    assert process.wait(60) == 0 and killed
+    kinds = [event["event"] for event in events]
+    assert "worker lost" in kinds and kinds[-1] == "finished" and kinds.count("shard") == 500
+
+
 def test_parquet_and_a_spread_graph_by_the_command(qmoe: Qmoe, tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet

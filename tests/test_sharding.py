@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,9 +16,12 @@ from hypothesis import strategies as st
 from qmoe_node.sharding import shard
 from runtime import load, save
 from runtime.check import check
+from runtime.drawing.scene import box_of
+from runtime.editing import rename
 from runtime.errors import GraphError
 from runtime.graph import ABSENT, Graph, PortRef
 from runtime.parts import PartedSession, alone, parts_of
+from runtime.port_facts import ports_of
 from runtime.session import Session
 from runtime.tensors import Tensor
 from runtime.types import ElementType
@@ -261,3 +266,158 @@ def test_the_command_shows_and_writes_a_spread_graph(qmoe: Qmoe, tmp_path: Path)
     assert qmoe("check", "spread.yaml").code == 0
     assert qmoe("shard", source, "spread.txt").code in (1, 2)
     assert "8 experts cannot be spread over 9 parts" in qmoe("shard", source, "--parts", 9).err
+
+
+def equal(whole: Graph, spread: Graph, tokens: int = 5) -> None:
+    """Both graphs give the same, the spread one also cut apart."""
+    assert check(spread) == []
+    feeds = feeds_for(whole, tokens)
+    expected = Session(whole).forward(feeds)
+    for session in (Session(spread), Session(spread, "numpy"), apart(spread)):
+        found = session.forward(feeds)
+        assert list(found) == list(expected)
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_spread_already_is_left_as_it_is() -> None:
+    whole = layered(2)
+    first = shard(whole, 2, ["moe0"])
+    for spread in (shard(first, 3), shard(first, 3, ["moe1"])):
+        parts = parts_of(spread)
+        assert sorted(parts.values()) == [0, 0, 1, 1, 2] and not any("part_0_part" in id for id in parts)
+        equal(whole, spread)
+    with pytest.raises(GraphError, match=r"^All QMoE nodes of the graph are parts already\. Spread the graph that"):
+        shard(shard(whole, 2), 2)
+    with pytest.raises(GraphError, match="^moe0_part_0: This node is a part already"):
+        shard(first, 2, ["moe0_part_0"])
+
+
+def sums_up(graph: Graph, value: str) -> Graph:
+    """The graph with an If one of whose branches reads a value by its name."""
+    body = Graph("body")
+    body.add("Capture", "outer", parameters={"name": value})
+    body.add("ReduceSum", "sum", parameters={"keepdims": 0})
+    body.add("Output", "result")
+    body.wire("outer.value", "sum.data")
+    body.wire("sum.reduced", "result.value")
+    graph.add("Initializer", "condition", parameters={"tensor": Tensor.from_array(np.array(True))})
+    graph.add("If", "choice", parameters={"then_branch": body, "else_branch": body.copy()})
+    graph.add("Output", "total")
+    graph.wire("condition.value", "choice.cond")
+    graph.wire("choice.outputs.0", "total.value")
+    return graph
+
+
+@pytest.mark.parametrize("value", ["moe0_fc1_scales", "moe0.output", "x"])
+def test_subgraphs_read_what_they_read_before(value: str) -> None:
+    graph = sums_up(layered(), value)
+    equal(graph, shard(graph, 2))
+
+
+def test_an_output_keeps_the_name_that_it_was_given() -> None:
+    graph = sums_up(layered(), "mixed")
+    graph.set("moe0", "specified_outputs_name", ["mixed"])
+    equal(graph, shard(graph, 3))
+
+
+def test_mixtures_inside_subgraphs_and_functions_are_named() -> None:
+    graph = Graph()
+    inner = layered()
+    graph.add("Initializer", "condition", parameters={"tensor": Tensor.from_array(np.array(True))})
+    for id in ("x", "logits"):
+        graph.add("Input", id, parameters=dict(inner.nodes[id].parameters))
+        targets = inner.targets(PortRef(id, "value"))
+        inner.remove(id)
+        inner.add("Capture", id, parameters={"name": id})
+        for target in targets:
+            inner.wire(PortRef(id, "value"), target)
+    graph.add("If", "choice", parameters={"then_branch": inner, "else_branch": inner.copy()})
+    graph.add("Output", "y")
+    graph.wire("condition.value", "choice.cond")
+    graph.wire("choice.outputs.0", "y.value")
+    with pytest.raises(GraphError, match="QMoE nodes only inside choice; those of the graph itself can be spread"):
+        shard(graph, 2)
+
+
+def test_weights_that_a_run_may_replace_are_not_spread() -> None:
+    graph = layered()
+    graph.set("moe0_fc1_scales", "overridable", True)
+    with pytest.raises(GraphError, match=r"moe0\.fc1_scales: moe0_fc1_scales may be given anew in every run"):
+        shard(graph, 2)
+    graph = layered()
+    graph.add("Initializer", "factor", parameters={"tensor": Tensor.from_array(np.full(32, 2, np.float32))})
+    graph.set("factor", "overridable", True)
+    graph.add("Mul", "scaled")
+    graph.wire("add0.C", "scaled.A")
+    graph.wire("factor.value", "scaled.B")
+    graph.wire("scaled.C", "y.value")
+    spread = shard(graph, 2)
+    equal(graph, spread)
+    feeds = feeds_for(graph, 3) | {"factor": np.ones(32, np.float32)}
+    whole, found = Session(graph).forward(feeds)["y"], apart(spread).forward(feeds)["y"]
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_not_counted_by_experts_is_not_cut() -> None:
+    graph = layered()
+    graph.add("Initializer", "scale", parameters={"tensor": Tensor.from_array(np.ones(1, np.float32))})
+    graph.wire("scale.value", "moe0.fc1_act_scale")
+    spread = shard(graph, 2)
+    feeds = feeds_for(graph, 4)
+    np.testing.assert_allclose(
+        apart(spread).forward(feeds)["y"], Session(graph).forward(feeds)["y"], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_a_mixture_that_nobody_reads_costs_nothing() -> None:
+    graph = layered()
+    graph.wire("x.value", "y.value")
+    equal(graph, shard(graph, 2))
+
+
+def test_only_operators_belong_to_parts() -> None:
+    graph = layered()
+    graph.set("", "parts", {"moe0": 0, "x": 1}, section="layout")
+    with pytest.raises(GraphError, match=r"^x: layout\.parts says that a worker has it; it is an Input"):
+        parts_of(graph)
+
+
+def test_ports_of_the_functions_have_their_names(qmoe: Qmoe, tmp_path: Path) -> None:
+    spread = shard(layered(router_weights=True), 2)
+
+    def labels(id: str) -> tuple[list[str], list[str]]:
+        box = box_of(spread, id)
+        return [terminal.label for terminal in box.inputs], [terminal.label for terminal in box.outputs]
+
+    assert labels("moe0_route") == (["input", "router_probs", "router_weights"], ["tokens", "experts", "weights"])
+    selected = ["routed_tokens", "choice", "routed_weights", "places"]
+    assert labels("moe0_select_1") == (["tokens", "experts", "weights"], selected)
+    assert labels("moe0") == (["input", "places_0", "places_1", "results_0", "results_1"], ["output"])
+    assert [facts.title for facts in ports_of(spread, "moe0_select_0", [])] == [*labels("moe0_select_0")[0], *selected]
+    save(spread, tmp_path / "spread.yaml")
+    assert "routed_weights: tensor(float)" in qmoe("info", "spread.yaml").out
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "portable"])
+@pytest.mark.parametrize("element", ["float", "float16"])
+def test_a_spread_graph_runs_in_a_plain_onnx_runtime(tmp_path: Path, target: Any, element: str) -> None:
+    graph = layered(2, element=element)
+    path = tmp_path / "spread.onnx"
+    save(shard(graph, 3), path, target=target)
+    onnx.checker.check_model(path, full_check=True)
+    feeds = feeds_for(graph, 9)
+    (found,) = onnxruntime.InferenceSession(path).run(None, feeds)
+    expected = Session(graph).forward(feeds)["y"]
+    unit = 1e-6 if element == "float" else 2.0**-10
+    assert found.dtype == expected.dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=unit * np.abs(wide(expected)).max())
+
+
+def test_a_part_that_is_renamed_stays_a_part() -> None:
+    spread = shard(layered(), 2)
+    rename(spread, "moe0_part_1", "second")
+    assert parts_of(spread) == {"moe0_part_0": 0, "second": 1}
+    equal(layered(), spread)
+    spread.undo()
+    assert parts_of(spread) == {"moe0_part_0": 0, "moe0_part_1": 1}

@@ -123,3 +123,21 @@ def test_what_cannot_be_run_is_said(window: Window, qtbot: QtBot, tmp_path: Path
     window.editor.graph.remove("table")
     press(pane.start)
     assert "keeps the graph from running" in pane.message.text()
+
+
+def test_many_workers_fit_in_the_pane(window: Window) -> None:
+    pane = pane_of(window)
+    pane._take({"event": "started", "rows": 64_000, "shards": 64, "done": 0})
+    for worker in range(64):
+        event = {"event": "shard", "index": worker, "worker": worker, "rows": 1000 + worker, "done": worker + 1}
+        pane._take({**event, "of": 64})
+    assert pane.at.text().endswith("(64 workers, 1,000 to 1,063 rows each)")
+
+
+def test_workers_are_those_of_a_cluster(window: Window) -> None:
+    pane = pane_of(window)
+    assert pane.workers.isEnabled()
+    fill(pane.cluster, "")
+    assert not pane.workers.isEnabled()
+    fill(pane.cluster, "head:6379")
+    assert pane.workers.isEnabled()

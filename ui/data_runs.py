@@ -30,6 +30,7 @@ from PySide6.QtWidgets import (
 )
 
 from runtime.cluster import sentence
+from runtime.cluster_commands import shares
 from runtime.errors import StudioError
 from runtime.files import YAML, save
 from ui import theme
@@ -70,7 +71,8 @@ class DataPane(QWidget):
         self.cluster.setToolTip("local: workers on this machine; HOST:PORT: those of a Ray cluster; empty: no workers")
         self.workers, self.batch = QSpinBox(minimum=0, maximum=4096), QSpinBox(minimum=0, maximum=1 << 30)
         self.workers.setSpecialValueText("one a processor")
-        self.batch.setSpecialValueText("256")
+        self.cluster.textChanged.connect(lambda text: self.workers.setEnabled(bool(text.strip())))
+        self.batch.setSpecialValueText("256, or the graph's")
         self.skip_bad = QCheckBox("Set bad batches aside")
         self.resume = QCheckBox("Do what is missing in the folder")
         form = QFormLayout()
@@ -257,7 +259,7 @@ class DataPane(QWidget):
             rate = self._fresh / max(1e-3, time.monotonic() - self._begun)
             left = (int(event["of"]) - int(event["done"])) * int(event["rows"]) / rate
             self.progress.setValue(int(event["done"]))
-            each = ", ".join(f"worker {number}: {rows:,}" for number, rows in sorted(self._by_worker.items()))
+            each = shares(self._by_worker)
             self.at.setText(f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s, {left:,.0f} s left ({each})")
         elif kind == "finished":
             self.progress.setValue(self.progress.maximum())

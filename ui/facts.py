@@ -29,7 +29,7 @@ def port_html(facts: PortFacts) -> str:
     is_there = facts.value is not None
     demand = "" if facts.is_output and facts.demand == "required" else facts.demand
     lines = [
-        f'<b style="color: {ink if is_there else faint}">{escape(facts.ref.port)}</b>'
+        f'<b style="color: {ink if is_there else faint}">{escape(facts.title)}</b>'
         f' <span style="color: {faint}">{escape(demand)}</span>',
         f'<span style="color: {faint}">expects {escape(facts.expected)}</span>'
         if not facts.is_output

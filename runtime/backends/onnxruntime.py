@@ -265,6 +265,8 @@ class Engine:
             len(piece.nodes),
             lambda: tuple(dict.fromkeys(document_node(node) for node in piece.nodes)),
         )
+        if not asked:  # nobody reads what these nodes make
+            return ()
         return (native.run if control.times is None else native.run_timed)(inputs, asked, control)
 
     def _run_numpy(self, index: int, inputs: dict[str, Any], asked: tuple[str, ...], control: Control) -> Sequence[Any]:

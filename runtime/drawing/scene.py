@@ -14,7 +14,7 @@ from runtime.drawing.canvas import Bezier
 from runtime.drawing.layout import GAP_DOWN, Line, Rectangle, arrange
 from runtime.drawing.words import own_name, tensor_text, told_parameters, type_text
 from runtime.errors import Finding, Severity
-from runtime.function_checks import function_key
+from runtime.function_calls import function_of, names_of_ports, port_title
 from runtime.graph import Graph, NodeState, PortRef
 from runtime.node import Node, Port
 from runtime.ports import UNKNOWN_INPUT, UNKNOWN_OUTPUT, index_of, inputs_in_use, outputs_in_use
@@ -174,7 +174,7 @@ def box_of(
         for side in (inputs, outputs)
     ]
     height = top + ROW * rows + (PARAMETER_ROW * len(told) + 8 if told else 0) + 4
-    known = node_type is not None or function_key(state) in graph.section("functions")
+    known = node_type is not None or function_of(graph, state) is not None
     return Box(
         id,
         title,
@@ -235,7 +235,7 @@ def _inputs(graph: Graph, state: NodeState, every_port: bool) -> list[str]:
     connected = graph.inputs_of(state.id)
     node_type = graph.node_type(state.id)
     if node_type is None:
-        count = _function_ports(graph, state, "Input")
+        count = _function_ports(graph, state, outputs=False)
         used = list(inputs_in_use(None, connected))
         return [f"{UNKNOWN_INPUT}.{index}" for index in range(max(count, len(used)))]
     ports: list[str] = []
@@ -254,7 +254,7 @@ def _outputs(graph: Graph, state: NodeState, every_port: bool) -> list[str]:
     node_type = graph.node_type(state.id)
     used = list(outputs_in_use(graph, state, node_type))
     if node_type is None:
-        count = _function_ports(graph, state, "Output")
+        count = _function_ports(graph, state, outputs=True)
         return [f"{UNKNOWN_OUTPUT}.{index}" for index in range(max(count, len(used)))]
     if not every_port:
         wired = {source.port for source, _ in graph.wires_of(state.id) if source.node == state.id}
@@ -267,10 +267,10 @@ def _is_optional(port: Port | None) -> bool:
     return port is not None and port.optional
 
 
-def _function_ports(graph: Graph, state: NodeState, kind: str) -> int:
+def _function_ports(graph: Graph, state: NodeState, *, outputs: bool) -> int:
     """How many inputs or outputs the function that a node calls has; 0 if it calls none."""
-    body = graph.section("functions").get(function_key(state))
-    return sum(node.type == kind for node in body.nodes.values()) if isinstance(body, Graph) else 0
+    body = function_of(graph, state)
+    return len(names_of_ports(body, outputs=outputs)) if body is not None else 0
 
 
 def _terminal(graph: Graph, node_type: type[Node] | None, ref: PortRef, is_output: bool) -> Terminal:
@@ -285,7 +285,7 @@ def _terminal(graph: Graph, node_type: type[Node] | None, ref: PortRef, is_outpu
         if source is not None:
             value = graph.checker.type_of(source)
     required = declared is None or (not declared.optional and not declared.variadic)
-    label = font.regular().fitted(ref.port, TEXT_SIZE, MOST_TEXT)
+    label = font.regular().fitted(port_title(graph, ref, is_output=is_output), TEXT_SIZE, MOST_TEXT)
     return Terminal(ref.port, 0.0, value, connected, required, label, declared.type if declared else "")
 
 

@@ -69,6 +69,7 @@ def train(
     threads: int | None,
     cluster: str | None,
     workers: int | None,
+    by_parts: bool,
     as_json: bool,
 ) -> None:
     """Trains a graph, prints a line for every epoch, and writes the trained graph."""
@@ -102,9 +103,17 @@ def train(
 
             pool = Cluster(cluster, workers, [{"graph": graph}], Opening(backend, threads), tell=_tell)
             ends.callback(pool.close)
-            options["runner"] = ClusterRunner(graph, chosen, pool, tell=_tell, backend=backend, threads=threads)
+            options["runner"] = ClusterRunner(
+                graph, chosen, pool, tell=_tell, backend=backend, threads=threads, by_parts=by_parts
+            )
         trainer = Trainer(graph, arrays, chosen, **options)
-        trained = _trained(trainer, file, graph, training, resume, as_json)
+        try:
+            trained = _trained(trainer, file, graph, training, resume, as_json)
+        except KeyboardInterrupt:
+            if folder is not None and trainer.epoch:
+                text = f"{trainer.epoch} of {chosen.epochs} epochs are in {folder}; go on with --resume."
+                errors.print(text, markup=False, soft_wrap=True)
+            raise
     names = [name for entry in trainer.history[:1] for name in entry if name != "learning_rate"]
     if output is not None:
         save(trained, output)

@@ -1,12 +1,15 @@
 """A training step over workers: each computes the gradients of a part of the batch, and their mean counts.
 
 Workers hold no state: every step they are sent the weights. So one may come or go between two steps, or die in one.
+
+The mean of the parts is the whole's only if losses are means over rows. That shows when both are computed, which is
+done in the steps 1, 2, 4, 8 and so on: ever more rarely, so that it costs next to nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,15 +19,19 @@ import numpy as np
 from runtime.backends.control import Control
 from runtime.cluster import Done, Pool, Task, Tell
 from runtime.errors import GraphError
-from runtime.graph import Graph
+from runtime.graph import Graph, PortRef
+from runtime.guard import input_names
 from runtime.training.runner import StepRunner
 from runtime.training.step import GRADIENT, TOTAL, gradient_step, update_step
+from runtime.types import ElementType, TensorType
 
 if TYPE_CHECKING:
     from runtime.training.trainer import Settings
 
 TOLERANCE = 1e-5
 """How far the mean of the parts' losses may be, relative to it, from the loss of the whole batch."""
+ROUNDING = {ElementType.FLOAT16: 2.0**-9, ElementType.BFLOAT16: 2.0**-6}
+"""The same where a loss is told in few bits, of which the last may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +78,11 @@ class GradientRunner:
 class ClusterRunner:
     """Makes training steps with the workers of a pool; else as a `StepRunner`, whose place it takes in a `Trainer`.
 
-    The pool's graphs must have the graph as "graph". Losses are to be means over the rows of a batch; if one is not,
-    the first step tells so, `{"event": "warning"}`: its value and its gradients are then means of the parts'.
+    The pool's graphs must have the graph as "graph". If a loss is no mean over the rows of a batch, `tell` gets
+    `{"event": "warning"}`, and from then on a batch goes to one worker as a whole, which gives one machine's numbers;
+    or, with `by_parts`, batches are divided all the same, and losses and gradients are the means of the parts'.
+
+    GraphError if inputs have a fixed number of rows, so that a batch cannot be divided.
     """
 
     def __init__(
@@ -84,9 +94,15 @@ class ClusterRunner:
         tell: Tell | None = None,
         backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
         threads: int | None = None,
+        by_parts: bool = False,
     ) -> None:
-        self._pool, self._tell = pool, tell
+        if pool.workers > 1:
+            _check_divisible(graph)
+        self._pool, self._tell = pool, tell or (lambda event: None)
         self._losses = dict(settings.losses)
+        self._tolerance = _tolerance(graph, self._losses)
+        self._by_parts = by_parts
+        self._is_mean = True
         step = update_step(
             graph,
             settings.optimizer,
@@ -109,17 +125,21 @@ class ClusterRunner:
         A step that is cancelled, or fails, changes nothing.
         """
         rows = len(next(iter(batch.values())))
-        count = min(self._pool.workers, rows)
+        count = min(self._pool.workers, rows) if self._is_mean or self._by_parts else 1
         bounds = [rows * part // count for part in range(count + 1)]
         weights = self._pool.share(self._update.weights())
         parts = [{name: array[first:end] for name, array in batch.items()} for first, end in pairwise(bounds)]
-        if not self._steps and self._tell is not None and count > 1:
+        is_checked = self._is_mean and count > 1 and not self._steps & (self._steps + 1)
+        if is_checked:
             parts.append(dict(batch))
         found = self._computed(weights, parts, cancel)
-        if len(found) > count:
-            self._warn(found.pop(), _mean(found)[0])
+        losses, gradients = _mean(found[:count])
+        if is_checked:
+            whole = found[count]
+            self._compare(whole, losses)
+            if not self._is_mean and not self._by_parts:
+                losses, gradients = _mean([whole])
         self._steps += 1
-        losses, gradients = _mean(found)
         numbers = self._update.run({GRADIENT + name: value for name, value in gradients.items()}, rate, apply, cancel)
         return {**losses, **numbers}
 
@@ -147,15 +167,42 @@ class ClusterRunner:
                 raise GraphError(value.findings)
         return values
 
-    def _warn(self, whole: Gradients, losses: Mapping[str, float]) -> None:
-        assert self._tell is not None
+    def _compare(self, whole: Gradients, losses: Mapping[str, float]) -> None:
+        """Tells of losses that are others as means of the parts."""
+        then = (
+            "Training goes by the parts."
+            if self._by_parts
+            else "So a batch is not divided: one worker computes it, with one machine's numbers."
+        )
         for name, value in whole.losses.items():
-            if abs(losses[name] - value) > TOLERANCE * max(1.0, abs(value)):
+            if abs(losses[name] - value) > self._tolerance * max(1.0, abs(value)):
+                self._is_mean = False
                 text = (
                     f"{name} is no mean over the rows of a batch: {value:.6g} of the whole, {losses[name]:.6g} as the "
-                    "mean of the workers' parts. Training goes by the parts."
+                    f"mean of the workers' parts. {then}"
                 )
                 self._tell({"event": "warning", "message": text})
+
+
+def _check_divisible(graph: Graph) -> None:
+    for id, name in input_names(graph).items():
+        type = graph.checker.type_of(PortRef(id, "value"))
+        if isinstance(type, TensorType) and type.shape and isinstance(type.shape[0], int):
+            text = f"{name} has {type.shape[0]} rows in every batch, and workers get parts of one."
+            remedy = "Name its first dimension instead, such as batch; or train with one worker."
+            raise GraphError.at(id, "shape", text, remedy, "shape")
+
+
+def _tolerance(graph: Graph, losses: Collection[str]) -> float:
+    """How far losses may be apart that are the same but for rounding."""
+    given = {str(state.parameters.get("name") or id): id for id, state in graph.nodes.items() if state.type == "Output"}
+    found = [TOLERANCE]
+    for name in losses:
+        source = graph.wires.get(PortRef(given.get(name, ""), "value"))
+        type = graph.checker.type_of(source) if source is not None else None
+        if isinstance(type, TensorType) and type.element is not None:
+            found.append(ROUNDING.get(type.element, TOLERANCE))
+    return max(found)
 
 
 def _mean(parts: Sequence[Gradients]) -> tuple[dict[str, float], dict[str, np.ndarray]]:

@@ -66,6 +66,7 @@ def over_data(
         try:
             pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors)
         except BaseException:
+            ends.close()
             if not resume:
                 _take_back(out, was_there)
             raise

@@ -98,7 +98,9 @@ def test_the_base_install_asks_for_everything_that_is_imported() -> None:
         for path in (ROOT / package).rglob("*.py")
         for name in imports(path)
     }
-    assert used - at_home - required <= {"pyarrow", "ray"}, "only the extra `cluster` may be asked for at run time"
+    assert used - at_home - required <= {"llvmlite", "numba", "pyarrow", "ray"}, (
+        "only the extras `cluster` and `fast` may be asked for at run time"
+    )
 
 
 def test_the_installed_distribution_brings_the_command_and_the_plug_in() -> None:

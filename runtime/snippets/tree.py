@@ -122,6 +122,8 @@ class Parser:
             mark = error.problem_mark or error.context_mark
             place = (mark.line + 1, mark.column + 1) if mark else (0, 0)
             problem = " ".join(str(part) for part in (error.problem, error.context) if part)
+            if "nesting depth" in problem:  # libyaml reads ahead of what it gives, and has a bound of its own
+                self.fail(place, f"is nested more than {MAXIMUM_DEPTH} deep.")
             self.fail(place, f"is not YAML: {problem}.")
         except yaml.reader.ReaderError as error:
             match = UNPRINTABLE.search(self._text)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -30,11 +32,21 @@ FEWEST_ROWS = 8
 
 
 @cache
+def is_installed() -> bool:
+    """Whether there is numba: to look costs nothing, and to load it a quarter of a second."""
+    return find_spec("numba") is not None
+
+
+@cache
 def compiled_loops() -> ModuleType | None:
-    """`qmoe_node.compiled`; None where numba is not installed, or not for this NumPy."""
+    """`qmoe_node.compiled`; None where numba is not installed or, which a RuntimeWarning tells, does not load."""
+    if not is_installed():
+        return None
     try:
         from qmoe_node import compiled
-    except ImportError:
+    except ImportError as error:
+        text = f"numba is installed, but does not load: {error}. QMoE runs without it, and is slower."
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
         return None
     return compiled
 
@@ -44,7 +56,7 @@ def can_compile(projection: Projection) -> bool:
     in_byte = codes_in_byte(projection)
     if not in_byte or projection.rows < FEWEST_ROWS or projection.block_size // in_byte % 4:
         return False
-    return compiled_loops() is not None
+    return is_installed()
 
 
 def why_compiled(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any]) -> str:
@@ -66,15 +78,16 @@ def is_best_at(tokens: Sequence[int], logits: Sequence[int], attributes: Mapping
     """
     experts = logits[-1]
     choices = math.prod(tokens[:-1]) * int(attributes.get("k") or 1)
-    return experts <= choices <= MANY * experts
+    return experts <= choices <= MANY * experts and compiled_loops() is not None
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:
     """One expert's weights."""
     if not codes_in_byte(projection):
         return StoredTiles(projection, inputs, expert)
-    is_worth = len(inputs[projection.port("experts_weights")]) * projection.rows * projection.columns >= WORTH_COMPILED
-    return (CompiledTiles if is_worth and can_compile(projection) else PackedTiles)(projection, inputs, expert)
+    weights = len(inputs[projection.port("experts_weights")]) * projection.rows * projection.columns
+    is_compiled = weights >= WORTH_COMPILED and can_compile(projection) and compiled_loops() is not None
+    return (CompiledTiles if is_compiled else PackedTiles)(projection, inputs, expert)
 
 
 class CompiledTiles(Tiles):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from qmoe_node.activations import activate
-from qmoe_node.compiled_tiles import FEWEST_ROWS, CompiledTiles, can_compile, tiles_of
+from qmoe_node.compiled_tiles import FEWEST_ROWS, CompiledTiles, can_compile, compiled_loops, tiles_of
 from qmoe_node.layer import Layer, Projection
 from qmoe_node.parallel import available_threads, in_order
 from qmoe_node.routing import Routing, route
@@ -55,6 +55,8 @@ def _spread_rows(
     float32 [t, hidden] each, before mixing; None where experts are enough, or have more tokens than pay.
     """
     if len(shares) >= 2 * threads or threads < 2 or not all(can_compile(own) for own in layer.projections):
+        return None
+    if compiled_loops() is None:
         return None
     experts = [expert for expert, _, _ in shares]
     unpacked = {

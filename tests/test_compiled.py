@@ -1,6 +1,7 @@
 """The compiled loops over packed weights: NumPy's numbers, whichever processor, threads and numbers of tokens."""
 
 import multiprocessing
+import sys
 
 import numpy as np
 import pytest
@@ -211,12 +212,25 @@ def test_without_numba_everything_runs(monkeypatch):
     inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
     expected = qmoe_node.evaluate(inputs, attributes)
     gradients = qmoe_node.gradients(inputs, attributes, upstream_of(inputs))
-    monkeypatch.setattr(compiled_tiles, "compiled_loops", lambda: None)
+    monkeypatch.setattr(compiled_tiles, "is_installed", lambda: False)
     found = qmoe_node.evaluate(inputs, attributes)
     assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
     for port, other in qmoe_node.gradients(inputs, attributes, upstream_of(inputs)).items():
         assert np.abs(other - gradients[port]).max() <= 1e-5 * np.abs(other).max(), port
     assert Session(graph_of(inputs, attributes)).placement == {"moe": "onnxruntime"}
+
+
+def test_numba_that_does_not_load_is_reported_and_done_without(monkeypatch):
+    compiled_tiles.compiled_loops.cache_clear()
+    monkeypatch.setitem(sys.modules, "qmoe_node.compiled", None)
+    monkeypatch.delattr("qmoe_node.compiled")
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
+    expected = Session(graph_of(inputs, attributes), "numpy").forward
+    session = Session(graph_of(inputs, attributes))
+    with pytest.warns(RuntimeWarning, match="numba is installed, but does not load"):
+        found = session.forward(fed(20))["y"]
+    assert np.abs(found - expected(fed(20))["y"]).max() <= 1e-6 * np.abs(found).max()
+    compiled_tiles.compiled_loops.cache_clear()
 
 
 def _in_a_child(queue, inputs, attributes):

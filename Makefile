@@ -40,7 +40,7 @@ test: $(DEV_STAMP) ## check style and types, and run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --quiet --numprocesses 2 --ignore tests/test_cluster.py --durations 5
 	$(BIN)/python -m pytest --quiet tests/test_cluster.py # a cluster of its own processes, which wants the machine alone
 
-bench: $(UI_STAMP) ## measure speed and write docs/benchmarks.md; QUICK=1 takes a part of it
+bench: $(DEV_STAMP) ## measure speed and write docs/benchmarks.md; QUICK=1 takes a part of it
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
 gradients: $(DEV_STAMP) ## check every gradient on ONNX's own node tests and write docs/gradients.md

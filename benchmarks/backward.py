@@ -26,8 +26,11 @@ PASSES = """
 import json, statistics, sys, time
 import numpy as np
 from benchmarks.layers import feeds, layer
+from qmoe_node import compiled_tiles
 from runtime import Session
-tokens, backend, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+tokens, backend = int(sys.argv[1]), sys.argv[2]
+if "plain" in sys.argv:
+    compiled_tiles.is_installed = lambda: False
 session, given = Session(layer(trained=True), backend, threads=2), feeds(tokens)
 upstream = np.random.default_rng(1).standard_normal(given["x"].shape, np.float32)
 times = []
@@ -104,10 +107,10 @@ def _passes(torch: Path | None, folder: Path, tokens: int, forms: tuple[str, ...
     found = {"y": session.forward(given)["y"]} | session.backward({"y": upstream})
     apart = _apart(found, folder, forms[0]) if torch is not None else ""
     del session, graph
-    for backend in ("onnxruntime", "numpy"):
-        ours = in_a_process(PASSES, str(tokens), backend, str(folder))
+    for backend, *plain in (("onnxruntime",), ("numpy",), ("onnxruntime", "plain")):
+        ours = in_a_process(PASSES, str(tokens), backend, *plain)
         seconds = ours["forward"] + ours["backward"]
-        label = f"{backend}: forward and backward, {tokens} tokens"
+        label = f"{backend}{', without numba' if plain else ''}: forward and backward, {tokens} tokens"
         note = f"forward {ours['forward']:.2f} s"
         if not peers:
             yield Figure(label, seconds, "s", note=f"{note}; {WITHOUT}")

@@ -65,6 +65,9 @@ def seconds(call: Callable[[], object]) -> float:
 QUIET = 0.1
 """Seconds in which threads that wait awake for the next call, as ONNX Runtime's do, fall asleep."""
 SHORT = 0.1
+"""Seconds up to which a call is made twice, and the second one counts."""
+SHORTEST = 0.001
+"""Seconds below which a call has no work for threads, and nothing to wait for."""
 
 
 def in_turn(calls: Sequence[Callable[[], object]], least: int = 5, long: float = 3.0) -> list[list[float]]:
@@ -73,17 +76,17 @@ def in_turn(calls: Sequence[Callable[[], object]], least: int = 5, long: float =
     Nobody is measured while another's threads still hold the cores: each turn starts after a pause and, where calls are
     short, with one that is not counted, as if calls of its own kind came one after the other.
     """
-    for call in calls:
-        call()
+    rests = max(map(seconds, calls)) > SHORTEST
     times: list[list[float]] = [[] for _ in calls]
     spent = 0.0
     while len(times[0]) < least or (spent < long and len(times[0]) < 2000):
         for call, own in zip(calls, times, strict=True):
-            time.sleep(QUIET)
-            if not own or own[-1] < SHORT:
-                call()
+            if rests:
+                time.sleep(QUIET)
+                if not own or own[-1] < SHORT:
+                    call()
             own.append(seconds(call))
-            spent += 2 * own[-1] + QUIET
+            spent += 2 * own[-1] + QUIET if rests else own[-1]
     return times
 
 

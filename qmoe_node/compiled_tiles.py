@@ -25,6 +25,8 @@ WORTH_A_CALL = 1 << 24
 """Weights of a layer from which on what is saved is more than what a call from Python costs."""
 MANY = 20
 """Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's."""
+MANY_WITH_ZERO_POINTS = 12
+"""The same where each block has a zero point to load."""
 FEW_FOR_A_LANE = 3
 """Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
 FEWEST_ROWS = 8
@@ -70,15 +72,16 @@ def why_compiled(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any])
     return "compiled loops are faster there for all but very few or many tokens"
 
 
-def is_best_at(tokens: Sequence[int], logits: Sequence[int], attributes: Mapping[str, Any]) -> bool:
-    """Whether that is so for tokens [..., hidden] and router logits [T, experts].
+def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any]) -> bool:
+    """Whether that is so for inputs of these shapes, by port.
 
     ONNX Runtime's kernel is slow where experts have a few tokens each. One alone it multiplies with packed weights as
     fast as memory gives them; and for many its products are the faster ones.
     """
-    experts = logits[-1]
-    choices = math.prod(tokens[:-1]) * int(attributes.get("k") or 1)
-    return experts <= choices <= MANY * experts and compiled_loops() is not None
+    experts = shapes["router_probs"][-1]
+    choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
+    many = MANY_WITH_ZERO_POINTS if "fc1_zero_points" in shapes else MANY
+    return experts <= choices <= many * experts and compiled_loops() is not None
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:

@@ -215,7 +215,7 @@ class QMoE(Node):
         """Whether tokens are as many as compiled loops are best at; see `qmoe_node.compiled_tiles.is_best_at`."""
         from qmoe_node.compiled_tiles import is_best_at
 
-        return is_best_at(shapes["input"], shapes["router_probs"], attributes)
+        return is_best_at(shapes, attributes)
 
     @staticmethod
     def lower(site: Any, exact: bool) -> None:

@@ -168,8 +168,11 @@ class Cluster:
         fixed: Rows | None = None,
         tell: Tell | None = None,
         spare: int = 0,
+        most: int | None = None,
     ) -> None:
         """`graphs` has those of each worker, or those of all in one entry; `spare` processors are left for others.
+
+        No more workers than `most` are started: those for whom there is work. If more were asked for, that is told.
 
         `workers` None are as many as there are processors. A worker uses `opening.threads` of them; None is an equal
         share of this machine's on a local cluster, and 1 on others.
@@ -177,14 +180,18 @@ class Cluster:
         if workers is not None and workers < 1:
             raise GraphError(Finding(f"expected 1 worker at least; {workers} came.", code="option"))
         self._tell = tell or (lambda event: None)
+        asked = workers
+        workers = min(workers, most) if workers and most else workers
         own = processors()
-        threads = opening.threads or (max(1, own // (workers or own)) if address == LOCAL else 1)
+        threads = opening.threads or (max(1, own // (asked or own)) if address == LOCAL else 1)
         self._workers: list[_Worker] = []
         self._places: Places | None = None
         self._ray = connect(address, (workers or max(1, own // threads)) * threads + spare)
         try:
             there = int(self._ray.cluster_resources().get("CPU", 0)) - spare
-            self.workers = workers or max(1, there // threads)
+            self.workers = workers or max(1, min(there // threads, most or there))
+            if asked and self.workers < asked:
+                self._tell({"event": "warning", "message": _fewer(self.workers)})
             self._check_room(address, threads, there)
             self._start(graphs, replace(opening, threads=threads), fixed)
             self._wait_for_one()
@@ -431,6 +438,11 @@ def sentence(event: Mapping[str, Any]) -> str:
         case "skipped":
             return f"Rows {event['start']} to {event['stop'] - 1} are set aside: {event['reason']}"
     return str(event.get("message", event))
+
+
+def _fewer(workers: int) -> str:
+    there = "1 worker starts" if workers == 1 else f"{workers} workers start"
+    return f"Only {there}: there is no work for more at the same time."
 
 
 def _absent(message: str) -> GraphError:

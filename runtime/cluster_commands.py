@@ -64,11 +64,12 @@ def over_data(
             shower.tell(event)
 
         try:
-            pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors)
+            most = max(1, job.shards - len(results.done))
+            pool = _pool(graph, cluster, workers, opening, fixed, tell, job.data.processors, most)
         except BaseException:
             ends.close()
             if not resume:
-                _take_back(out, was_there)
+                _take_back(out, was_there, results.place.token)
             raise
         ends.callback(pool.close)
         cancel = threading.Event()
@@ -83,10 +84,10 @@ def over_data(
         _summary(out, rows, job.data.rows, skipped)
 
 
-def _take_back(out: Path, was_there: bool) -> None:
+def _take_back(out: Path, was_there: bool, token: str) -> None:
     """Leaves a folder of results, for which nothing was done, as it was: the mended command shall find it empty."""
     with suppress(OSError):
-        for name in (MANIFEST, LOG, ".lock"):
+        for name in (MANIFEST, LOG, ".lock", token):
             (out / name).unlink(missing_ok=True)
         if not was_there:
             out.rmdir()
@@ -137,6 +138,7 @@ def _pool(
     fixed: Mapping[str, Any],
     tell: Tell,
     spare: int,
+    most: int,
 ) -> Pool:
     """Who does the work: this process; workers that have the whole graph each; or those that have a part each."""
     if cluster is None:
@@ -147,7 +149,7 @@ def _pool(
         return Here({"graph": graph}, opening, fixed)
     parts = parts_of(graph)
     if not parts:
-        return Cluster(cluster, workers, [{"graph": graph}], opening, fixed, tell, spare)
+        return Cluster(cluster, workers, [{"graph": graph}], opening, fixed, tell, spare, most)
     return Spread(graph, parts, cluster, workers, opening, fixed, tell, spare)
 
 

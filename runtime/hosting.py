@@ -238,7 +238,9 @@ class Host:
         try:
             if self._gradients is None:
                 opening = self._opening
-                self._gradients = GradientRunner(self._graphs["graph"], losses, opening.backend, opening.threads)
+                self._gradients = GradientRunner(
+                    self._graphs["graph"], losses, opening.backend, opening.threads, providers_of(opening)
+                )
             return self._gradients.run(weights, batch)
         except Exception as error:
             return failure(error)
@@ -246,16 +248,20 @@ class Host:
     def _session(self, key: str) -> Runs:
         if key not in self._sessions:
             opening = self._opening
-            providers = None
-            if opening.use_gpu:
-                import onnxruntime
-
-                if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-                    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
             self._sessions[key] = Session(
-                self._graphs[key], opening.backend, providers, opening.threads, opening.precision
+                self._graphs[key], opening.backend, providers_of(opening), opening.threads, opening.precision
             )
         return self._sessions[key]
+
+
+def providers_of(opening: Opening) -> list[str] | None:
+    """ONNX Runtime's providers for a worker: CUDA's, if it has a GPU and its ONNX Runtime that provider."""
+    if not opening.use_gpu or opening.backend != "onnxruntime":
+        return None
+    import onnxruntime
+
+    has_it = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"] if has_it else None
 
 
 def versions() -> dict[str, str]:

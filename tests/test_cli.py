@@ -423,7 +423,10 @@ def test_training_writes_graph_curve_and_folder(qmoe: Qmoe, tmp_path: Path) -> N
     np.savez(tmp_path / "c.npz", **TRAINING_DATA)
     words = ["train", "c.yaml", "--data", "c.npz", "--rate", "0.01", "--validation", "0.2", "--threads", "1"]
     whole = qmoe(*words, "--epochs", "4", "--json", "--output", "whole.yaml", "--curve", "curve.png")
-    history = json.loads(whole.out)["history"]
+    events = [json.loads(line) for line in whole.out.splitlines()]
+    assert [event["event"] for event in events] == ["started", *["epoch"] * 4, "finished"]
+    history = events[-1]["history"]
+    assert [event["loss"] for event in events[1:-1]] == [entry["loss"] for entry in history]
     assert whole.code == 0 and len(history) == 4 and history[3]["loss"] < history[0]["loss"]
     with Image.open(tmp_path / "curve.png") as picture:
         assert picture.size == (900, 520) and len(picture.convert("RGB").getcolors(1 << 20)) > 10

@@ -206,6 +206,18 @@ def test_a_cluster_that_is_not_there_or_too_small_is_refused(nodes: Any) -> None
         pool.close()
 
 
+def test_workers_for_whom_there_is_no_work_do_not_start(nodes: Any) -> None:
+    for most, started in ((2, 2), (3, 3)):
+        events: list[dict[str, Any]] = []
+        pool = Cluster(nodes.address, 3, [{"graph": looked_up()}], Opening(), tell=events.append, most=most)
+        try:
+            assert pool.workers == started and all_once(collect(pool, 20, {}), 20)
+        finally:
+            pool.close()
+        told = [event["message"] for event in events if event["event"] == "warning"]
+        assert told == (["Only 2 workers start: there is no work for more at the same time."] if most == 2 else [])
+
+
 def test_memory_stays_flat_whatever_the_size_of_the_data(nodes: Any) -> None:
     """No more is taken from the data than workers have room for."""
     pool = Cluster(nodes.address, 2, [{"graph": looked_up()}], Opening())
@@ -511,6 +523,24 @@ def test_events_are_json_and_nothing_else_when_a_worker_dies(tmp_path: Path) -> 
     assert process.wait(60) == 0 and killed
     kinds = [event["event"] for event in events]
     assert "worker lost" in kinds and kinds[-1] == "finished" and kinds.count("shard") == 500
+
+
+def test_training_tells_and_logs_what_workers_do(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "d.npz", x=random.random((50, 64), np.float32), y=random.integers(0, 10, 50))
+    words = ("--data", tmp_path / "d.npz", "--epochs", 2, "--batch", 2, "--folder", tmp_path / "run", "--json")
+    ended = start("train", DIGITS, *words, "--cluster", "local", "--workers", 3)
+    out, err = ended.communicate(timeout=100)
+    assert ended.returncode == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    kinds = [event["event"] for event in events if event["event"] != "worker"]
+    assert kinds == ["warning", "started", "epoch", "epoch", "finished"]
+    assert events[0]["message"].startswith("Only 2 workers start")
+    assert sum(events[-2]["rows_by_worker"].values()) >= 100
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log if "epoch" in line] == [1, 2]
+    assert {line["worker"] for line in log if line.get("event") == "worker"} <= {0, 1}
+    assert any(line.get("event") == "worker" and line["time"] for line in log)
 
 
 def test_parquet_and_a_spread_graph_by_the_command(qmoe: Qmoe, tmp_path: Path) -> None:

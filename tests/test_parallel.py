@@ -11,10 +11,11 @@ import pytest
 from qmoe_node.sharding import shard
 from runtime import load
 from runtime.cluster import Here
-from runtime.errors import GraphError
+from runtime.errors import Finding, GraphError
 from runtime.graph import Graph
-from runtime.hosting import Opening
+from runtime.hosting import Host, Opening
 from runtime.tensors import Tensor
+from runtime.training import parallel
 from runtime.training.optimizers import SGD, AdamW
 from runtime.training.parallel import ClusterRunner
 from runtime.training.trainer import Settings, Trainer
@@ -156,3 +157,55 @@ def test_checkpoints_go_from_one_number_of_workers_to_another(tmp_path: Any) -> 
         trainer.run()
     for first, second in zip(expected.history, trainer.history, strict=True):
         assert second == pytest.approx(first, rel=1e-5, abs=1e-5)
+
+
+def test_workers_are_asked_for_when_the_data_are_right() -> None:
+    def runner() -> Any:
+        raise AssertionError("they take seconds to start")
+
+    with pytest.raises(GraphError, match="There is no data for this input"):
+        Trainer(load(DIGITS), {"x": digits(20)["x"]}, Settings(), runner=runner)
+    with pytest.raises(GraphError, match="name the folder of the run"):
+        Trainer(load(DIGITS), digits(20), Settings(), resume=True, runner=runner)
+
+
+def test_an_error_names_the_step_and_the_rows() -> None:
+    graph = load(DIGITS)
+    settings = Settings(epochs=1, batch_size=20, shuffle=False)
+    runner = ClusterRunner(graph, settings, pool_of(graph, 2))
+    step = runner.run
+
+    def fails(batch: Any, *rest: Any) -> dict[str, float]:
+        if len(batch["x"]) < 20:
+            raise GraphError(Finding("Something is wrong."))
+        return step(batch, *rest)
+
+    runner.run = fails  # type: ignore[method-assign]
+    with pytest.raises(GraphError) as error:
+        Trainer(graph, digits(45), settings, runner=runner).run()
+    first, second = (finding.message for finding in error.value.findings)
+    assert first == "Something is wrong."
+    assert second == "This came at step 3 (epoch 1), of the rows 40, 41, 42, 43, 44 of the data."
+
+
+def test_a_worker_with_a_gpu_computes_gradients_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    given: list[Any] = []
+
+    class Runner:
+        def __init__(self, *options: Any) -> None:
+            given.append(options[-1])
+
+        def run(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(parallel, "GradientRunner", Runner)
+    usual = onnxruntime.get_available_providers()
+    for has_it in (False, True):
+        there = ["CUDAExecutionProvider", *usual] if has_it else ["CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda there=there: there)
+        for use_gpu in (False, True):
+            host = Host()
+            host.prepare({"graph": load(DIGITS)}, Opening(use_gpu=use_gpu))
+            assert host.gradients({}, {}, {"loss": 1.0}) is None
+    assert given == [None, None, None, ["CUDAExecutionProvider", "CPUExecutionProvider"]]

@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime.arrays import read_arrays
 from runtime.cluster import Cluster, sentence
+from runtime.cluster_commands import shares
 from runtime.errors import FileError, Finding, GraphError
 from runtime.files import check_destination, save
 from runtime.graph import Graph
@@ -26,7 +27,7 @@ from runtime.training.export import save_step
 from runtime.training.optimizers import OPTIMIZERS, Optimizer
 from runtime.training.schedules import Schedule
 from runtime.training.step import TOTAL, trainable_weights, training_step
-from runtime.training.trainer import Progress, Settings, Trainer, finite
+from runtime.training.trainer import Progress, Runner, Settings, Trainer, finite
 
 
 def optimizer_of(name: str, options: Mapping[str, Any]) -> Optimizer:
@@ -97,18 +98,29 @@ def train(
     if curve is not None:
         check_destination(curve, (".png",))
     options: dict[str, Any] = {"folder": folder, "resume": resume, "backend": backend, "threads": threads}
+    shower = _Shower(as_json)
     with ExitStack() as ends:
         if cluster is not None:
-            from runtime.training.parallel import ClusterRunner
 
-            pool = Cluster(cluster, workers, [{"graph": graph}], Opening(backend, threads), tell=_tell)
-            ends.callback(pool.close)
-            options["runner"] = ClusterRunner(
-                graph, chosen, pool, tell=_tell, backend=backend, threads=threads, by_parts=by_parts
-            )
+            def over_workers() -> Runner:
+                from runtime.training.parallel import ClusterRunner
+
+                most = min(chosen.batch_size, training)
+                pool = Cluster(
+                    cluster or "", workers, [{"graph": graph}], Opening(backend, threads), tell=shower.tell, most=most
+                )
+                ends.callback(pool.close)
+                runner = ClusterRunner(
+                    graph, chosen, pool, tell=shower.tell, backend=backend, threads=threads, by_parts=by_parts
+                )
+                shower.rows = runner.rows
+                return runner
+
+            options["runner"] = over_workers
         trainer = Trainer(graph, arrays, chosen, **options)
+        shower.watch(trainer)
         try:
-            trained = _trained(trainer, file, graph, training, resume, as_json)
+            trained = _trained(trainer, file, graph, training, resume, shower)
         except KeyboardInterrupt:
             if folder is not None and trainer.epoch:
                 text = f"{trainer.epoch} of {chosen.epochs} epochs are in {folder}; go on with --resume."
@@ -123,39 +135,70 @@ def train(
             curve, trainer.history, [*shown, *(f"validation {name}" for name in shown if f"validation {name}" in names)]
         )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "file": str(file),
-                    "epochs": trainer.epoch,
-                    "history": [finite(entry) for entry in trainer.history],
-                    "expert_load": trainer.loads,
-                },
-                indent=2,
-            )
-        )
+        history = [finite(entry) for entry in trainer.history]
+        facts = {"file": str(file), "epochs": trainer.epoch, "history": history, "expert_load": trainer.loads}
+        shower.show({"event": "finished", **facts})
         return
     for written in (output, curve):
         if written is not None:
             console.print(f"Written to {written}.", markup=False)
 
 
-def _trained(trainer: Trainer, file: Path, graph: Graph, samples: int, resume: bool, as_json: bool) -> Graph:
-    if not as_json:
-        weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
+def _trained(trainer: Trainer, file: Path, graph: Graph, samples: int, resume: bool, shower: _Shower) -> Graph:
+    weights = sum(graph.nodes[id].parameters["tensor"].size for id in trainable_weights(graph).values())
+    if shower.as_json:
+        epochs = {"epochs": trainer.settings.epochs, "done": trainer.epoch}
+        shower.show({"event": "started", "file": str(file), "weights": weights, "samples": samples, **epochs})
+    else:
         console.print(f"{graph.name or file.stem}: {weights:,} trainable weights, {samples:,} samples", markup=False)
         if resume:
             console.print(f"goes on after epoch {trainer.epoch}")
-    return _run(trainer, as_json)
+    return _run(trainer, shower)
 
 
-def _tell(event: Mapping[str, Any]) -> None:
-    """Says what happens to workers that should not."""
-    if event["event"] != "worker":
-        errors.print(sentence(event), markup=False, soft_wrap=True)
+class _Shower:
+    """What happens, as JSON lines or in sentences. `rows` says how many each worker has computed, if there are any."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.rows: Mapping[int, int] = {}
+        self._trainer: Trainer | None = None
+        self._waiting: list[Mapping[str, Any]] = []
+
+    def watch(self, trainer: Trainer) -> None:
+        """The trainer's log gets what happens to workers, also what has happened already."""
+        self._trainer = trainer
+        for event in self._waiting:
+            trainer.note(event)
+
+    def tell(self, event: Mapping[str, Any]) -> None:
+        """Shows and logs what happens to workers; to people, only what should not."""
+        if self._trainer is not None:
+            self._trainer.note(event)
+        else:
+            self._waiting.append(event)
+        if self.as_json:
+            self.show(event)
+        elif event["event"] != "worker":
+            errors.print(sentence(event), markup=False, soft_wrap=True)
+
+    def show(self, event: Mapping[str, Any]) -> None:
+        """Prints an event as a line of JSON."""
+        print(json.dumps(event), flush=True)
+
+    def epoch(self, number: int, entry: Mapping[str, float], load: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Shows what an epoch gave."""
+        if self.as_json:
+            event: dict[str, Any] = {"event": "epoch", "epoch": number, **finite(entry)}
+            event |= {"expert_load": load} if load else {}
+            event |= {"rows_by_worker": dict(sorted(self.rows.items()))} if self.rows else {}
+            self.show(event)
+            return
+        numbers = "  ".join(f"{name} {entry[name]:.4g}" for name in names)
+        console.print(f"epoch {number:>3}  {numbers}", markup=False)
 
 
-def _run(trainer: Trainer, quiet: bool) -> Graph:
+def _run(trainer: Trainer, shower: _Shower) -> Graph:
     """The training in a thread of its own, so that Ctrl-C is heard while native code works; a line for every epoch."""
     cancel = threading.Event()
     shown = trainer.epoch
@@ -164,10 +207,8 @@ def _run(trainer: Trainer, quiet: bool) -> Graph:
         nonlocal shown
         for entry in trainer.history[shown:]:
             names = [name for name in entry if len(trainer.settings.losses) > 1 or TOTAL not in name]
-            numbers = "  ".join(f"{name} {entry[name]:.4g}" for name in names)
             shown += 1
-            if not quiet:
-                console.print(f"epoch {shown:>3}  {numbers}", markup=False)
+            shower.epoch(shown, entry, trainer.loads[shown - 1], names)
 
     def run(report: Any) -> Graph:
         graph = in_a_thread(cancel, trainer.run, report, cancel)
@@ -186,6 +227,7 @@ def _run(trainer: Trainer, quiet: bool) -> Graph:
         def show(progress: Progress) -> None:
             tell()
             text = f"epoch {progress.epoch + 1}  loss {progress.losses[TOTAL]:.4g}  rate {progress.rate:.3g}"
+            text += f"  ({shares(shower.rows)})" if shower.rows else ""
             bar.update(task, completed=progress.step, total=progress.steps, description=text)
 
         return run(show)

@@ -52,6 +52,7 @@ class GradientRunner:
         losses: Mapping[str, float],
         backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
         threads: int | None = None,
+        providers: Sequence[str] | None = None,
     ) -> None:
         self._step = step = gradient_step(graph, losses)
         self._engine: Any
@@ -60,10 +61,10 @@ class GradientRunner:
 
             self._engine = NumpyEngine(step.model)
         else:
-            from runtime.backends.native import Options
+            from runtime.backends.native import Options, check_providers
             from runtime.backends.onnxruntime import Engine as NativeEngine
 
-            self._engine = NativeEngine(step.model, Options(threads=threads or 0), frozenset())
+            self._engine = NativeEngine(step.model, Options(check_providers(providers), threads or 0), frozenset())
 
     def run(self, weights: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> Gradients:
         """The gradients at these weights of the mean over these rows."""
@@ -112,6 +113,8 @@ class ClusterRunner:
         )
         self._update = StepRunner(step, backend, threads)
         self._steps = 0
+        self.rows: dict[int, int] = {}
+        """How many rows each worker has computed, by its number."""
 
     def run(
         self,
@@ -165,6 +168,8 @@ class ClusterRunner:
         for value in values:
             if not isinstance(value, Gradients):
                 raise GraphError(value.findings)
+        for done in found.values():
+            self.rows[done.worker] = self.rows.get(done.worker, 0) + done.value.rows
         return values
 
     def _compare(self, whole: Gradients, losses: Mapping[str, float]) -> None:

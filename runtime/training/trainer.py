@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -31,6 +32,8 @@ from runtime.training.step import NORM, TOTAL, trainable_weights, training_step
 
 CHECKPOINT = "checkpoint.zip"
 LOG = "log.jsonl"
+MOST_NAMED = 16
+"""Rows of a batch that an error names."""
 OPEN_BYTES = 16 << 20
 """Bytes of trained weights up to which the session that measures epochs stays open, and is given them as inputs.
 
@@ -129,9 +132,12 @@ class Trainer:
         resume: bool = False,
         backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
         threads: int | None = None,
-        runner: Runner | None = None,
+        runner: Runner | Callable[[], Runner] | None = None,
     ) -> None:
-        """`runner` makes the steps, where not this process does (`runtime.training.parallel`)."""
+        """`runner` makes the steps, where not this process does (`runtime.training.parallel`).
+
+        It may be a function that gives one, which is called when all else has been found to be right.
+        """
         self.settings = settings = settings or Settings()
         self._graph = graph.copy()
         self._step = training_step(
@@ -149,7 +155,6 @@ class Trainer:
         if settings.validation and not 0 < self._training < samples:
             raise _option(f"validation {settings.validation} of {samples} samples leaves one of the two parts empty.")
         self._samples = samples
-        self._runner: Runner = runner or StepRunner(self._step, backend, threads)
         self._folder = None if folder is None else Path(folder)
         self.history: list[dict[str, float]] = []
         """One entry an epoch: the mean training losses, the validation losses ("validation <name>"), the rate, the
@@ -164,10 +169,16 @@ class Trainer:
         self._log: list[dict[str, Any]] = []
         self._digests: dict[str, str] | None = None
         self._scorer: Session | None = None
+        carried: dict[str, np.ndarray] = {}
         if self._folder is not None:
-            self._open_folder(self._folder, resume)
+            carried = self._open_folder(self._folder, resume)
         elif resume:
             raise _option("To resume, name the folder of the run.")
+        if runner is None:
+            runner = StepRunner(self._step, backend, threads)
+        self._runner: Runner = runner() if callable(runner) else runner
+        if carried:
+            self._runner.restore(carried)
 
     # -- running --------------------------------------------------------------------------------------------------
 
@@ -192,20 +203,22 @@ class Trainer:
                 rate = settings.schedule(self._steps_done)
                 apply = (index + 1) % settings.accumulate == 0 or index + 1 == per_epoch
                 batch = {name: self._data[name][rows] for name in self._step.batch}
-                losses = self._runner.run(batch, rate, apply, cancel)
+                try:
+                    losses = self._runner.run(batch, rate, apply, cancel)
+                except GraphError as error:
+                    raise GraphError([*error.findings, self._whence(self._steps_done + 1, rows)]) from error
                 self._steps_done += 1
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value * len(rows)
                 what = "loss is" if not math.isfinite(losses[TOTAL]) else "length of the gradients is"
                 value = losses[TOTAL] if what == "loss is" else losses[NORM]
                 if not math.isfinite(value):
-                    raise GraphError(
-                        Finding(
-                            f"The {what} {value} at step {self._steps_done} (epoch {self.epoch + 1}).",
-                            remedy="Lower the learning rate, clip the gradients, or look for NaN in the data.",
-                            code="numerics",
-                        )
+                    found = Finding(
+                        f"The {what} {value} at step {self._steps_done} (epoch {self.epoch + 1}).",
+                        remedy="Lower the learning rate, clip the gradients, or look for NaN in the data.",
+                        code="numerics",
                     )
+                    raise GraphError([found, self._whence(self._steps_done, rows)])
                 if report is not None:
                     report(Progress(self.epoch, self._steps_done, per_epoch * settings.epochs, losses, rate))
             entry = {name: value / self._training for name, value in sums.items()}
@@ -214,6 +227,10 @@ class Trainer:
             if epoch_report is not None:
                 epoch_report(self.epoch - 1)
         return self.trained()
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """Adds what happened to the log, with the time; it is written with the next epoch."""
+        self._log.append({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **event})
 
     def trained(self) -> Graph:
         """The graph with the weights of the best epoch, or of the last one if nothing was held back.
@@ -247,6 +264,13 @@ class Trainer:
             np.random.default_rng([self.settings.seed, epoch]).shuffle(order)
         for start in range(0, self._training, self.settings.batch_size):
             yield order[start : start + self.settings.batch_size]
+
+    def _whence(self, step: int, rows: np.ndarray) -> Finding:
+        """Which step and which samples an error came of."""
+        named = ", ".join(map(str, sorted(rows)[:MOST_NAMED]))
+        others = f" and {len(rows) - MOST_NAMED} others" if len(rows) > MOST_NAMED else ""
+        where = f"step {step} (epoch {self.epoch + 1})"
+        return Finding(f"This came at {where}, of the rows {named}{others} of the data.", code="batch")
 
     def _is_late(self) -> bool:
         patience = self.settings.patience
@@ -336,7 +360,8 @@ class Trainer:
             }
         return repr((shown, self._digests, sorted(self._step.carried)))
 
-    def _open_folder(self, folder: Path, resume: bool) -> None:
+    def _open_folder(self, folder: Path, resume: bool) -> dict[str, np.ndarray]:
+        """Takes the folder; returns the weights and the state to go on from, if there are any."""
         path = folder / CHECKPOINT
         if not resume:
             if path.exists():
@@ -346,11 +371,10 @@ class Trainer:
             except OSError as error:
                 raise FileError(folder, f"cannot be written: {error.strerror or error}.") from error
             self._write_log(folder)  # a folder that cannot be written is found now, not after the first epoch
-            return
+            return {}
         tensors, state = load_checkpoint(path)
         if state.get("signature") != self._signature():
             raise FileError(path, "is of a run with other settings, other data or another graph.")
-        self._runner.restore({k[2:]: array for k, array in tensors.items() if k.startswith("c/")})
         self._best = {k[2:]: array for k, array in tensors.items() if k.startswith("b/")}
         self._best_loss = math.inf if state["best_loss"] is None else float(state["best_loss"])
         self._best_epoch, self.epoch = int(state["best_epoch"]), int(state["epoch"])
@@ -358,6 +382,7 @@ class Trainer:
         self.loads = list(state["loads"])
         self._log = list(state["log"])
         self._write_log(folder)  # it may have been written to, or not, after the checkpoint
+        return {k[2:]: array for k, array in tensors.items() if k.startswith("c/")}
 
     def _save(self, folder: Path, entry: Mapping[str, float], seconds: float) -> None:
         tensors = {f"c/{name}": array for name, array in self._runner.carried().items()}

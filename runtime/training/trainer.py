@@ -34,7 +34,7 @@ CHECKPOINT = "checkpoint.zip"
 LOG = "log.jsonl"
 MOST_NAMED = 16
 """Rows of a batch that an error names."""
-OPEN_BYTES = 16 << 20
+OPEN_BYTES = 1 << 20
 """Bytes of trained weights up to which the session that measures epochs stays open, and is given them as inputs.
 
 Larger ones are worth a session of their own in which they are constants, laid out for the fastest kernels.
@@ -305,7 +305,9 @@ class Trainer:
             graph.set(id, "tensor", Tensor.from_array(weights[name]))
             if is_small:
                 graph.set(id, "overridable", True)
-        session = self._scorer or Session(graph, **self._options)
+        # More threads would stay awake for a while, and keep the next steps from the cores.
+        options = self._options | ({"threads": 1} if is_small else {})
+        session = self._scorer or Session(graph, **options)
         self._scorer = session if is_small else None
         given = {str(graph.nodes[id].parameters.get("name") or id): weights[name] for name, id in ids.items()}
         losses, fixed = list(settings.losses), given if is_small else {}

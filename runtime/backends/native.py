@@ -126,26 +126,39 @@ class NativePiece:
             control.check()
             raise self._translated(error, "could not run it", "kernel") from error
 
-    def run_values(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
-        """Like `run`, but gives and takes ONNX Runtime's own values: what goes round is never copied."""
-        session = self.session(wanted)
-        binding = session.io_binding()
-        for name, value in {**feeds, **self._feeds}.items():
-            value = to_ort(value) if self._takes_foreign and not isinstance(value, onnxruntime.OrtValue) else value
+    def bind(
+        self,
+        wanted: tuple[str, ...],
+        given: Mapping[str, onnxruntime.OrtValue],
+        found: Mapping[str, onnxruntime.OrtValue],
+    ) -> onnxruntime.IOBinding:
+        """Runs that read some inputs from the same memory each time, and write some outputs into the same."""
+        binding = self.session(wanted).io_binding()
+        for name, value in {**given, **self._feeds}.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in wanted:
+            if name in found:
+                binding.bind_ortvalue_output(name, found[name])
+            else:
+                binding.bind_output(name)
+        return binding
+
+    def run_binding(
+        self, wanted: tuple[str, ...], binding: onnxruntime.IOBinding, feeds: Mapping[str, Any], control: Control
+    ) -> None:
+        """Like `run`, with what `bind` made for the same `wanted`, and the inputs that it leaves."""
+        for name, value in feeds.items():
+            value = to_ort(value) if self._takes_foreign else value
             if isinstance(value, onnxruntime.OrtValue):
                 binding.bind_ortvalue_input(name, value)
             else:
                 binding.bind_cpu_input(name, np.asarray(value, order="C"))  # ascontiguousarray has no scalars
-        for name in wanted:
-            binding.bind_output(name)
         try:
             with _cancellable(control) as run_options:
-                session.run_with_iobinding(binding, run_options)
+                self.session(wanted).run_with_iobinding(binding, run_options)
         except ERRORS as error:
             control.check()
             raise self._translated(error, "could not run it", "kernel") from error
-        results: list[Any] = binding.get_outputs()
-        return results
 
     def run_timed(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
         """Like `run`, in a session of its own that measures every kernel; fills `control.times`."""

@@ -55,6 +55,8 @@ class StepRunner:
             if not self.is_whole:
                 self._engine = NativeEngine(model.clone(), options, frozenset())
         self._values: dict[str, Any] = {}
+        self._rounds: list[tuple[Any, dict[str, Any]]] = []
+        self._told: dict[str, Any] = {}
         self.restore({name: tensor.array() for name, tensor in step.carried.items()})
 
     def run(
@@ -68,18 +70,24 @@ class StepRunner:
 
         A step that is cancelled, or fails, changes nothing.
         """
-        feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32), **self._values}
+        feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32)}
         if self.step.accumulates:
             feeds[APPLY] = np.asarray(apply)
         control = Control(None, cancel)
         if self.is_whole:
-            results = self._piece.run_values(feeds, self._wanted, control)
+            binding, after = self._rounds[0]
+            self._piece.run_binding(self._wanted, binding, feeds, control)
+            results = [self._told.get(name) for name in self._wanted[: self._numbers]]
+            if None in results:
+                results = binding.get_outputs()
+            self._values = after
+            self._rounds.reverse()
         else:
-            results = self._engine.run(feeds, self._wanted, control)
-        self._values = dict(zip(self._carried, results[self._numbers :], strict=True))
+            results = self._engine.run(feeds | self._values, self._wanted, control)
+            self._values = dict(zip(self._carried, results[self._numbers :], strict=True))
         return {
             name: float(_array(value).reshape(()))
-            for name, value in zip(self._wanted, results[: self._numbers], strict=False)
+            for name, value in zip(self._wanted[: self._numbers], results, strict=False)
         }
 
     def carried(self) -> dict[str, np.ndarray]:
@@ -100,9 +108,21 @@ class StepRunner:
                 came = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
                 raise GraphError.at(name, "", f"expected {first.type} of a training run; {came} came.", code="state")
         arrays = {name: np.array(carried[name]) for name in self._carried}
-        self._values = {
-            name: ort_value(Tensor.from_array(array)) if self.is_whole else array for name, array in arrays.items()
-        }
+        if not self.is_whole:
+            self._values = arrays
+            return
+        # Two sets of the same memory, of which each step reads one and writes the other: nothing is made or bound anew.
+        one, other = (
+            {name: ort_value(Tensor.from_array(np.array(array))) for name, array in arrays.items()} for _ in range(2)
+        )
+        outputs = self._piece.session(self._wanted).get_outputs()[: self._numbers]
+        single = [output.name for output in outputs if output.type == "tensor(float)" and output.shape == []]
+        self._told = {name: ort_value(Tensor.from_array(np.zeros((), np.float32))) for name in single}
+        self._values = one
+        self._rounds = [
+            (self._piece.bind(self._wanted, given, self._told | {NEXT + name: found[name] for name in found}), found)
+            for given, found in ((one, other), (other, one))
+        ]
 
 
 def _array(value: Any) -> np.ndarray:

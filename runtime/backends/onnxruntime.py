@@ -25,16 +25,20 @@ class _Repartition(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Who computes a node that either can, decided in each run: `names` are its inputs' in the graph, by port."""
+    """Who computes a node that either can, decided in each run.
+
+    By port, `names` are its inputs' in the graph, and `constants` the shapes of those that are the same in every run.
+    """
 
     numpy_pays_now: Callable[..., bool]
     names: Mapping[str, str]
+    constants: Mapping[str, tuple[int, ...]]
     attributes: Mapping[str, Any]
 
     def is_for_numpy(self, inputs: Mapping[str, Any]) -> bool:
         """Whether NumPy is faster with these inputs; constants are not among them."""
-        shapes = {port: inputs[name].shape for port, name in self.names.items() if name in inputs}
-        return self.numpy_pays_now(shapes, self.attributes)
+        given = {port: inputs[name].shape for port, name in self.names.items() if name in inputs}
+        return self.numpy_pays_now({**self.constants, **given}, self.attributes)
 
 
 class Engine:
@@ -201,7 +205,9 @@ class Engine:
         if why_numpy_pays(node, self._opsets, self._options):
             ports = dict(zip(port_names(node_type, len(node.inputs)), node.inputs, strict=False))
             names = {port: value.name or "" for port, value in ports.items() if value is not None}
-            self._choices[index] = _Choice(node_type.numpy_pays_now, names, attribute_values(node))
+            tensors = {port: ir.convenience.get_const_tensor(ports[port]) for port in names}
+            shapes = {port: tuple(tensor.shape.numpy()) for port, tensor in tensors.items() if tensor is not None}
+            self._choices[index] = _Choice(node_type.numpy_pays_now, names, shapes, attribute_values(node))
 
     def _program(self, piece: Piece) -> tuple[Program, Values]:
         """The NumPy program of a piece, and its constants."""

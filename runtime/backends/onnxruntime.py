@@ -204,8 +204,9 @@ class Engine:
             return
         if why_numpy_pays(node, self._opsets, self._options):
             ports = dict(zip(port_names(node_type, len(node.inputs)), node.inputs, strict=False))
-            names = {port: value.name or "" for port, value in ports.items() if value is not None}
-            tensors = {port: ir.convenience.get_const_tensor(ports[port]) for port in names}
+            given = {port: value for port, value in ports.items() if value is not None}
+            names = {port: value.name or "" for port, value in given.items()}
+            tensors = {port: ir.convenience.get_const_tensor(value) for port, value in given.items()}
             shapes = {port: tuple(tensor.shape.numpy()) for port, tensor in tensors.items() if tensor is not None}
             self._choices[index] = _Choice(node_type.numpy_pays_now, names, shapes, attribute_values(node))
 

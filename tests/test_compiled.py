@@ -1,5 +1,6 @@
 """The compiled loops over packed weights: NumPy's numbers, whichever processor, threads and numbers of tokens."""
 
+import importlib
 import multiprocessing
 import sys
 import threading
@@ -234,6 +235,19 @@ def test_numba_that_does_not_load_is_reported_and_done_without(monkeypatch):
         found = session.forward(fed(20))["y"]
     assert np.abs(found - expected(fed(20))["y"]).max() <= 1e-6 * np.abs(found).max()
     compiled_tiles.compiled_loops.cache_clear()
+
+
+def test_what_is_kept_is_kept_for_the_text_of_the_intrinsics():
+    found = compiled.loops(4, 8, 0)
+    for function in (found.project, found.unpack, found.scale_sums):
+        assert compiled._SOURCE in [cell.cell_contents for cell in function.py_func.__closure__]
+
+
+def test_numba_that_compiles_nothing_is_done_without(monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    monkeypatch.delitem(sys.modules, "qmoe_node.compiled")
+    with pytest.raises(ImportError, match="NUMBA_DISABLE_JIT"):
+        importlib.import_module("qmoe_node.compiled")
 
 
 def _in_a_child(queue, inputs, attributes):

@@ -12,13 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from llvmlite import binding
-from numba import float32, int64, njit, types, uint8, void
+from numba import config, float32, int64, njit, types, uint8, void
 
+from qmoe_node import vectors
 from qmoe_node.vectors import dequantize, multiply, sum_blocks
 
+if config.DISABLE_JIT:  # type: ignore[attr-defined]
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+_SOURCE = crc32(Path(vectors.__file__).read_bytes())
+"""What is kept for the next time is kept for this text of `vectors`: numba looks at the text of this file only."""
 _FEATURES = binding.get_host_cpu_features()
 MOST_LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
 """Floats in one of the processor's vectors."""
@@ -68,10 +76,12 @@ def lanes_for(width: int) -> int:
 @cache
 def loops(bits: int, lanes: int, has_zeros: int) -> Loops:
     """The loops for codes of 2, 4 or 8 bits, in vectors of so many bytes; `has_zeros` is 0 or 1."""
-    group = GROUP
+    group, source = GROUP, _SOURCE
 
     @_compiled(void(CODES, GIVEN, CODES, float32, FOUND))
     def unpack(codes, scales, zeros, default_zero, out):  # type: ignore[no-untyped-def]
+        if source < 0:  # never: named here, it is part of what numba keeps its work by
+            return
         n, blocks = codes.shape[1], scales.shape[1]
         for row in range(codes.shape[0]):
             own, factors = codes.ctypes.data + row * n, scales.ctypes.data + row * blocks * 4
@@ -80,6 +90,8 @@ def loops(bits: int, lanes: int, has_zeros: int) -> Loops:
 
     @_compiled(void(CODES, CODES, float32, GIVEN, FOUND))
     def scale_sums(codes, zeros, default_zero, gradient, out):  # type: ignore[no-untyped-def]
+        if source < 0:  # never: named here, it is part of what numba keeps its work by
+            return
         n, blocks = codes.shape[1], out.shape[1]
         for row in range(codes.shape[0]):
             own, offsets = codes.ctypes.data + row * n, zeros.ctypes.data + row * blocks
@@ -88,6 +100,8 @@ def loops(bits: int, lanes: int, has_zeros: int) -> Loops:
 
     @_compiled(void(CODES, GIVEN, CODES, float32, GIVEN, int64, int64, FOUND))
     def project(codes, scales, zeros, default_zero, tokens, start, stop, out):  # type: ignore[no-untyped-def]
+        if source < 0:  # never: named here, it is part of what numba keeps its work by
+            return
         n, blocks, count = codes.shape[1], scales.shape[1], tokens.shape[0]
         width, x_row, y_row = n // blocks, tokens.shape[1] * 4, out.shape[1] * 4
         for first in range(start, stop, group):

@@ -46,7 +46,7 @@ def compiled_loops() -> ModuleType | None:
         return None
     try:
         from qmoe_node import compiled
-    except ImportError as error:
+    except (ImportError, OSError) as error:
         text = f"numba is installed, but does not load: {error}. QMoE runs without it, and is slower."
         warnings.warn(text, RuntimeWarning, stacklevel=2)
         return None
@@ -123,6 +123,8 @@ class CompiledTiles(Tiles):
 
     def project_rows(self, tokens: np.ndarray, start: int, stop: int, out: np.ndarray) -> None:
         """Columns `start` to `stop` (`FEWEST_ROWS` at least) of W x into out [t, rows], of tokens that are arranged."""
+        if tokens.shape[1] != self._projection.columns or out.shape != (len(tokens), self._projection.rows):
+            raise ValueError(f"tokens {tokens.shape} and results {out.shape} do not fit {self._projection}")
         self._loops.project(self._codes, self._scales, self._zeros, self._default_zero, tokens, start, stop, out)
 
     def weights(self, start: int, stop: int) -> np.ndarray:

@@ -46,9 +46,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
                 item, future = pending.popleft()
                 yield item, future.result()
         finally:
-            for _, future in pending:
-                future.cancel()
-            wait([future for _, future in pending])
+            # A cancelled one is not waited for: it stays where it is until a thread, which may be this one, finds it.
+            wait([future for _, future in pending if not future.cancel()])
 
 
 def _do_one(work: Callable[[Item], Result], pending: deque[tuple[Item, Future[Result]]]) -> bool:
@@ -74,12 +73,23 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="qmoe")
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a child
-
 _lock = threading.Lock()
 _users = 0
 _limit: Any = None
+
+
+def _begin_anew() -> None:
+    """Forgets, in a child process, the threads of its parent: they do not live on, and end nothing they have begun."""
+    global _lock, _users
+    _pool.cache_clear()
+    _lock = threading.Lock()
+    if _users:
+        _limit.restore_original_limits()
+    _users = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @cache
@@ -91,14 +101,16 @@ def _controller() -> ThreadpoolController:
 def _single_threaded_products() -> Iterator[None]:
     """NumPy's products on one thread, for the whole process; the first who comes sets it, the last resets it."""
     global _users, _limit
-    with _lock:
+    lock = _lock
+    with lock:
         if not _users:
             _limit = _controller().limit(limits=1, user_api="blas")
         _users += 1
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                _limit.restore_original_limits()
+        with lock:
+            if lock is _lock:  # and not in a child process, which has begun anew in between
+                _users -= 1
+                if not _users:
+                    _limit.restore_original_limits()

@@ -45,11 +45,14 @@ def _key(node: ir.Node, known: dict[ir.Value | None, ir.Value | None]) -> Any:
             if value.nbytes > SMALL or value.dtype == ir.DataType.STRING:
                 return None
             value = value.dtype, tuple(value.shape.numpy()), value.tobytes()
+        elif attribute.type in (ir.AttributeType.FLOAT, ir.AttributeType.FLOATS):
+            value = repr(value)  # 0.0 and -0.0 are equal, and not the same
         elif isinstance(value, list):
             value = tuple(value)
         attributes.append((name, attribute.type, value))
     inputs = tuple(known.get(value, value) for value in node.inputs)
-    key = (node.domain, node.op_type, node.overload, len(node.outputs), inputs, tuple(attributes))
+    outputs = tuple(bool(value.name) for value in node.outputs)  # one that is left out brings nobody a value
+    key = (node.domain, node.op_type, node.overload, outputs, inputs, tuple(attributes))
     try:
         hash(key)
     except TypeError:  # an attribute of an unusual type

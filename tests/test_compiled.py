@@ -1,18 +1,22 @@
 """The compiled loops over packed weights: NumPy's numbers, whichever processor, threads and numbers of tokens."""
 
+import importlib
 import multiprocessing
 import sys
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
 import qmoe_node
 from qmoe_node import compiled, compiled_tiles, kernel
 from qmoe_node.checks import layer_of
 from qmoe_node.compiled_tiles import CompiledTiles, can_compile
 from qmoe_node.node import QMoE
+from qmoe_node.parallel import in_order
 from qmoe_node.tiles import PackedTiles
 from runtime import Graph, GraphError, Session, Tensor
 from runtime.backends.control import Control, observed
@@ -233,6 +237,19 @@ def test_numba_that_does_not_load_is_reported_and_done_without(monkeypatch):
     compiled_tiles.compiled_loops.cache_clear()
 
 
+def test_what_is_kept_is_kept_for_the_text_of_the_intrinsics():
+    found = compiled.loops(4, 8, 0)
+    for function in (found.project, found.unpack, found.scale_sums):
+        assert compiled._SOURCE in [cell.cell_contents for cell in function.py_func.__closure__]
+
+
+def test_numba_that_compiles_nothing_is_done_without(monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    monkeypatch.delitem(sys.modules, "qmoe_node.compiled")
+    with pytest.raises(ImportError, match="NUMBA_DISABLE_JIT"):
+        importlib.import_module("qmoe_node.compiled")
+
+
 def _in_a_child(queue, inputs, attributes):
     queue.put(qmoe_node.evaluate(inputs, attributes))
 
@@ -249,6 +266,79 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch):
         child.start()
         np.testing.assert_array_equal(queue.get(timeout=60), expected)
         child.join()
+
+
+@pytest.mark.parametrize("constants", [{"router_probs"}, {"input"}, {"input", "router_probs"}])
+def test_tokens_and_logits_may_be_constants(constants):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
+    given = {"input": "x", "router_probs": "router"}
+    graph = graph_of(inputs, attributes, (5, 64))
+    for port in constants:
+        graph.remove(given[port])
+        graph.add("Initializer", given[port], parameters={"tensor": Tensor.from_array(inputs[port])})
+        graph.wire(f"{given[port]}.value", f"moe.{port}")
+    feeds = {name: inputs[port] for port, name in given.items() if port not in constants}
+    expected = qmoe_node.evaluate(inputs, attributes)
+    found = Session(graph).forward(feeds)["y"]
+    assert np.abs(found - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def _products_in_a_child(queue):
+    queue.put([own["num_threads"] for own in threadpool_info() if own["user_api"] == "blas"])
+    queue.put([result for _, result in in_order(lambda item: item, range(9), 2)])
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_amid_work_has_its_products_threads():
+    before = [own["num_threads"] for own in threadpool_info() if own["user_api"] == "blas"]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    for _ in in_order(lambda item: item, range(1), 2):
+        child = context.Process(target=_products_in_a_child, args=(queue,))
+        child.start()
+        assert queue.get(timeout=60) == before
+        assert queue.get(timeout=60) == list(range(9))
+        child.join()
+
+
+def within(seconds, work):
+    """The result of work that must not take for ever."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert found, "it waits for what nobody does"
+    return found[0]
+
+
+def test_work_within_work_may_end_early():
+    def inner(item):
+        parts = in_order(lambda part: part, range(10), 2)
+        next(parts)
+        parts.close()
+        return item
+
+    assert within(30, lambda: [result for _, result in in_order(inner, range(4), 2)]) == [0, 1, 2, 3]
+
+
+def test_who_fails_does_not_wait_for_others():
+    go_on = threading.Event()
+    other = threading.Thread(target=lambda: list(in_order(lambda _: go_on.wait(60), range(4), 2)))
+
+    def fail(item):
+        raise ValueError(item)
+
+    def failed():
+        with pytest.raises(ValueError, match="0"):
+            list(in_order(fail, range(4), 2))
+        return True
+
+    other.start()
+    try:
+        assert within(30, failed)
+    finally:
+        go_on.set()
+        other.join()
 
 
 def test_a_gradient_leaves_no_second_copy_of_the_weights(monkeypatch):

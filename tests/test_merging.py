@@ -83,3 +83,31 @@ def test_bodies_stay():
     model = model_of(nodes, ["y"])
     merge_equal(model.graph, set())
     assert len(model.graph) == 4
+
+
+def test_zeros_of_either_sign_differ():
+    nodes = [
+        helper.make_node("Constant", [], ["a"], value_float=0.0),
+        helper.make_node("Constant", [], ["b"], value_float=-0.0),
+        helper.make_node("Reciprocal", ["a"], ["above"]),
+        helper.make_node("Reciprocal", ["b"], ["below"]),
+        helper.make_node("Add", ["x", "above"], ["y"]),
+        helper.make_node("Add", ["x", "below"], ["y2"]),
+    ]
+    model = model_of(nodes, ["y", "y2"])
+    merge_equal(model.graph, ())
+    up, down = run(model, np.ones((4, 4), np.float32))
+    assert (up == np.inf).all()
+    assert (down == -np.inf).all()
+
+
+def test_an_output_that_is_left_out_stands_for_none():
+    nodes = [
+        helper.make_node("GRU", ["x3", "w", "r"], ["", "last"], hidden_size=2),
+        helper.make_node("GRU", ["x3", "w", "r"], ["all", "end"], hidden_size=2),
+        helper.make_node("Add", ["last", "end"], ["y"]),
+        helper.make_node("Identity", ["all"], ["y2"]),
+    ]
+    model = model_of(nodes, ["y", "y2"])
+    merge_equal(model.graph, ())
+    assert [value.name for node in model.graph if node.op_type == "Identity" for value in node.inputs] == ["all"]

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ from runtime.training.export import save_step
 from runtime.training.optimizers import SGD, Adam, AdamW
 from runtime.training.runner import StepRunner
 from runtime.training.schedules import Schedule
-from runtime.training.step import training_step
+from runtime.training.step import training_step, update_step
 from runtime.training.trainer import Settings, Trainer
 
 RNG = np.random.default_rng(0)
@@ -137,6 +138,21 @@ def test_optimizers_follow_their_formulas(optimizer: Any, backend: Any) -> None:
         runner.run({"x": slope}, 0.05)
     expected = by_formula(optimizer, np.array([1, -2, 0.5, 3]), slopes, 0.05)
     np.testing.assert_allclose(runner.weights()["w"], expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("optimizer", [Adam(), AdamW(weight_decay=0)])
+def test_epsilon_counts_where_weights_have_16_bits(optimizer: Any, dtype: Any) -> None:
+    """It is less than the least float16, and what is divided by it is zero for experts without tokens."""
+    graph = Graph(opsets={"": 21})
+    weight = {"tensor": Tensor.from_array(np.ones(3, dtype)), "training_type": "trainable weight"}
+    graph.add("Initializer", "w", parameters=weight)
+    graph.add("Output", "y")
+    graph.wire("w.value", "y.value")
+    runner = StepRunner(update_step(graph, optimizer))
+    for _ in range(3):
+        runner.run({"gradient.w": np.asarray([0, 1, -1], dtype)}, 1 / 32)
+    np.testing.assert_allclose(runner.carried()["w"].astype(float), [1, 1 - 3 / 32, 1 + 3 / 32], rtol=0.01)
 
 
 def test_clipping_scales_all_gradients_together() -> None:
@@ -378,6 +394,29 @@ def test_metrics() -> None:
 # The loop
 
 METRICS = [Metric.parse(t) for t in ("accuracy:logits:y", "top-2:logits:y", "mse:logits:wished", "perplexity:loss")]
+
+
+def test_what_is_held_back_is_measured_with_constants_where_kernels_need_them() -> None:
+    """ONNX Runtime's MatMulNBits with integer products takes scales that are inputs for zeros."""
+    random = np.random.default_rng(0)
+    graph = Graph(opsets={"": 21})
+    graph.add("Input", "x", parameters={"type": "tensor(float)", "shape": ["batch", 64]})
+    tensors = {"B": random.integers(0, 255, (8, 2, 16)).astype(np.uint8), "scales": np.full((8, 2), 0.1, np.float32)}
+    for port, array in tensors.items():
+        graph.add("Initializer", port, parameters={"tensor": Tensor.from_array(array)})
+    graph.set("scales", "training_type", "trainable weight")
+    parameters = {"K": 64, "N": 8, "bits": 4, "block_size": 32, "accuracy_level": 4}
+    graph.add("com.microsoft.MatMulNBits", "product", parameters=parameters)
+    for source, port in (("x", "A"), ("B", "B"), ("scales", "scales")):
+        graph.wire(f"{source}.value", f"product.{port}")
+    graph.add("ReduceL2", "length", parameters={"keepdims": 0})
+    graph.wire("product.Y", "length.data")
+    graph.add("Output", "loss")
+    graph.wire("length.reduced", "loss.value")
+    data = {"x": random.standard_normal((16, 64)).astype(np.float32)}
+    trainer = Trainer(graph, data, Settings(losses={"loss": 1.0}, epochs=1, batch_size=8, validation=0.5))
+    found = Session(trainer.run()).forward({"x": data["x"][8:]})["loss"]
+    assert trainer.history[0]["validation loss"] == pytest.approx(found)
 
 
 def test_metrics_of_what_is_held_back_are_those_of_a_session() -> None:

@@ -25,9 +25,9 @@ class _Repartition(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """Who computes a node that either can, decided in each run: `names` are its inputs' in the graph, by port.
+    """Who computes a node that either can, decided in each run.
 
-    `constants` are the shapes of those that are no inputs of the piece.
+    By port, `names` are its inputs' in the graph, and `constants` the shapes of those that are the same in every run.
     """
 
     numpy_pays_now: Callable[..., bool]
@@ -36,9 +36,9 @@ class _Choice:
     attributes: Mapping[str, Any]
 
     def is_for_numpy(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether NumPy is faster with these inputs."""
-        shapes = {port: inputs[name].shape for port, name in self.names.items()}
-        return self.numpy_pays_now({**self.constants, **shapes}, self.attributes)
+        """Whether NumPy is faster with these inputs, in which constants may be missing."""
+        given = {port: inputs[name].shape for port, name in self.names.items() if name in inputs}
+        return self.numpy_pays_now({**self.constants, **given}, self.attributes)
 
 
 class Engine:
@@ -205,9 +205,9 @@ class Engine:
         if why_numpy_pays(node, self._opsets, self._options):
             ports = dict(zip(port_names(node_type, len(node.inputs)), node.inputs, strict=False))
             given = {port: value for port, value in ports.items() if value is not None}
-            names = {port: value.name or "" for port, value in given.items() if value in piece.inputs}
-            known = {port: value.const_value for port, value in given.items() if port not in names}
-            shapes = {port: tuple(value.shape.numpy()) for port, value in known.items() if value is not None}
+            names = {port: value.name or "" for port, value in given.items()}
+            tensors = {port: ir.convenience.get_const_tensor(value) for port, value in given.items()}
+            shapes = {port: tuple(tensor.shape.numpy()) for port, tensor in tensors.items() if tensor is not None}
             self._choices[index] = _Choice(node_type.numpy_pays_now, names, shapes, attribute_values(node))
 
     def _program(self, piece: Piece) -> tuple[Program, Values]:

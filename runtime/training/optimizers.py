@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 
 from runtime.errors import Finding, GraphError
 from runtime.gradients.expressions import Expr
+from runtime.types import ElementType
 
 State = dict[str, Expr]
 
@@ -102,9 +103,12 @@ def _adam(
     """What is taken from the weight, and the new state.
 
     The corrections m / c and v / d are brought together in numbers, rate sqrt(d) / c and epsilon sqrt(d), that all
-    weights share: small weights cost what operators cost, not what they compute.
+    weights share: small weights cost what operators cost, not what they compute. Floats of 16 bits are widened for
+    that, because epsilon and squares of gradients are below the least of them.
     """
-    op = gradient.op
+    op, element = gradient.op, gradient.element
+    wide = ElementType.FLOAT if element in (ElementType.FLOAT16, ElementType.BFLOAT16) else element
+    gradient, state = gradient.cast(wide), {slot: value.cast(wide) for slot, value in state.items()}
     first = beta1 * state["first_moment"] + (1 - beta1) * gradient
     second = beta2 * state["second_moment"] + (1 - beta2) * (gradient * gradient)
     # In double precision: 1 - beta^t loses half of a float32's digits at the first steps.
@@ -114,7 +118,8 @@ def _adam(
         (rate.cast(step.element) * root / share1).cast(gradient.element),
         (root * epsilon).cast(gradient.element),
     )
-    return size * first / (op.Sqrt(second) + least), {"first_moment": first, "second_moment": second}
+    change = size * first / (op.Sqrt(second) + least)
+    return change.cast(element), {"first_moment": first.cast(element), "second_moment": second.cast(element)}
 
 
 def _check_adam(beta1: float, beta2: float, epsilon: float, weight_decay: float) -> None:

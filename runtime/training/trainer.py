@@ -18,7 +18,8 @@ import numpy as np
 from runtime.atomic import replacing
 from runtime.backends.inputs import Acceptor
 from runtime.errors import FileError, Finding, GraphError
-from runtime.graph import Graph
+from runtime.graph import Graph, PortRef
+from runtime.guard import is_guarded
 from runtime.onnx_types import from_ir_type
 from runtime.routing import mixtures
 from runtime.session import Session
@@ -37,7 +38,8 @@ MOST_NAMED = 16
 OPEN_BYTES = 1 << 20
 """Bytes of trained weights up to which the session that measures epochs stays open, and is given them as inputs.
 
-Larger ones are worth a session of their own in which they are constants, laid out for the fastest kernels.
+Larger ones are worth a session of their own in which they are constants, laid out for the fastest kernels; and so are
+those that operators of ONNX Runtime's own take.
 """
 
 Report = Callable[["Progress"], None]
@@ -301,6 +303,7 @@ class Trainer:
         graph, weights, settings = self._graph.copy(), self._current(), self.settings
         ids = trainable_weights(graph)
         is_small = sum(array.nbytes for array in weights.values()) <= OPEN_BYTES
+        is_small = is_small and not any(_is_for_own_operator(graph, id) for id in ids.values())
         for name, id in ids.items():
             graph.set(id, "tensor", Tensor.from_array(weights[name]))
             if is_small:
@@ -408,6 +411,15 @@ class Trainer:
     def _write_log(self, folder: Path) -> None:
         with replacing(folder / LOG) as file:
             file.write("".join(json.dumps(line) + "\n" for line in self._log).encode())
+
+
+def _is_for_own_operator(graph: Graph, id: str) -> bool:
+    """Whether a weight goes to an operator of ONNX Runtime's own, some of which take no weights but constants."""
+    readers = [target.node for target in graph.targets(PortRef(id, "value"))]
+    return any(
+        graph.nodes[reader].type.startswith("com.microsoft.") and not is_guarded(graph.node_type(reader))
+        for reader in readers
+    )
 
 
 def _checksum(array: np.ndarray) -> int:

@@ -65,7 +65,7 @@ def seconds(call: Callable[[], object]) -> float:
 QUIET = 0.1
 """Seconds in which threads that wait awake for the next call, as ONNX Runtime's do, fall asleep."""
 SHORT = 0.1
-"""Seconds up to which a call is made twice, and the second one counts."""
+"""Seconds up to which a call is made several times in a turn, and the first one does not count."""
 SHORTEST = 0.001
 """Seconds below which a call has no work for threads, and nothing to wait for."""
 
@@ -74,7 +74,8 @@ def in_turn(calls: Sequence[Callable[[], object]], least: int = 5, long: float =
     """Seconds of calls made in turn, `least` times and for about `long` seconds at least, after one to warm up.
 
     Nobody is measured while another's threads still hold the cores: each turn starts after a pause and, where calls are
-    short, with one that is not counted, as if calls of its own kind came one after the other.
+    short, with one that is not counted, and has as many as fit into a tenth of a second: calls of a kind come one after
+    the other, as they do in a program.
     """
     rests = max(map(seconds, calls)) > SHORTEST
     times: list[list[float]] = [[] for _ in calls]
@@ -85,8 +86,11 @@ def in_turn(calls: Sequence[Callable[[], object]], least: int = 5, long: float =
                 time.sleep(QUIET)
                 if not own or own[-1] < SHORT:
                     call()
+            begun = time.perf_counter()
             own.append(seconds(call))
-            spent += 2 * own[-1] + QUIET if rests else own[-1]
+            while rests and time.perf_counter() - begun < SHORT:
+                own.append(seconds(call))
+            spent += time.perf_counter() - begun + (QUIET if rests else 0.0)
     return times
 
 

@@ -6,6 +6,7 @@ change. Only what is certain is an error: an unknown type or shape is never held
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 REMEMBERED = 20_000
 """How many results are kept for nodes of the same kind."""
+MANY = 1000
+"""Nodes to be looked at from which on garbage is collected afterwards."""
 _UNKNOWN = TensorType()
 
 
@@ -210,8 +213,16 @@ class Checker:
         self._findings = None
 
     def _refresh(self) -> None:
-        if self._stale:
+        if len(self._stale) < MANY or not gc.isenabled():
+            if self._stale:
+                self._sweep()
+            return
+        # Python's collection of garbage would look again and again through what a large check keeps.
+        gc.disable()
+        try:
             self._sweep()
+        finally:
+            gc.enable()
 
     def _sweep(self) -> None:
         graph, stale = self._graph, self._stale

@@ -131,7 +131,8 @@ class Engine:
                 break
             except _Repartition:
                 continue
-        self._whole = self._natives.get(0) if self._is_whole() else None
+        self._is_lone = self._is_whole()
+        self._whole = self._natives.get(0) if self._is_lone and self._pieces[0].native else None
         for piece in self._pieces:
             for node in piece.nodes:
                 self.placement.backends[document_node(node)] = "onnxruntime" if piece.native else "numpy"
@@ -148,7 +149,7 @@ class Engine:
         graph = self._model.graph
         return (
             len(self._pieces) == 1
-            and not self._pieces[0].barriers
+            and not self._barriers
             and all(value.name in self._made for value in graph.outputs)
             and set(self._pieces[0].inputs) == set(graph.inputs)
         )
@@ -221,14 +222,23 @@ class Engine:
 
     def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
-        if self._whole is not None and control.times is None and control.progress is None:
-            return self._whole.run(feeds, wanted, control)
+        if control.times is None and control.progress is None:
+            whole = self._whole or self._lone(feeds)
+            if whole is not None:
+                return whole.run(feeds, wanted, control)
         while True:
             control.total, control.done = self.node_count, 0
             try:
                 return self._run_pieces(feeds, wanted, control)
             except _Repartition:
                 self._build()
+
+    def _lone(self, feeds: Mapping[str, Any]) -> NativePiece | None:
+        """The session of a graph that is one node, in a run in which ONNX Runtime is the faster one."""
+        choice = self._choices.get(0)
+        if choice is None or not self._is_lone or choice.is_for_numpy(feeds):
+            return None
+        return self._natives.get(0)
 
     def drop_copies(self) -> None:
         """From now on NumPy runs what either can: ONNX Runtime's copies of its weights are given back."""

@@ -58,7 +58,8 @@ def figures(quick: bool) -> Iterator[Figure]:
             )
         del session, raw, graph
         gc.collect()
-    yield from _without_numba()
+    if not quick:
+        yield from _without_numba()
     yield from _refused(quick)
     yield from _fast(quick)
     yield from _numpy()

@@ -62,7 +62,8 @@ def figures(quick: bool) -> Iterator[Figure]:
         yield from _without_numba()
     yield from _refused(quick)
     yield from _fast(quick)
-    yield from _numpy()
+    if not quick:
+        yield from _numpy()
 
 
 def _without_numba() -> Iterator[Figure]:

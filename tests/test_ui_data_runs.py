@@ -78,23 +78,42 @@ def test_a_document_is_run_over_a_data_set_with_its_unsaved_edits(window: Window
 
 def test_a_run_on_a_cluster_is_stopped_and_gone_on_with(window: Window, qtbot: QtBot, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    np.savez(tmp_path / "d.npz", index=np.arange(400_000) % 10)
+    np.savez(tmp_path / "d.npz", index=np.arange(4_000_000) % 10)
     pane = pane_of(window)
     fill(pane.data, "d.npz")
     fill(pane.out, "scored")
     pane.workers.setValue(2)
     pane.batch.setValue(100)
     press(pane.start)
-    qtbot.waitUntil(lambda: pane.progress.maximum() == 250 and pane.progress.value() > 3, timeout=ENOUGH)
+    qtbot.waitUntil(lambda: pane.progress.maximum() == 2_500 and pane.progress.value() > 3, timeout=ENOUGH)
     assert "rows/s" in pane.at.text() and "worker" in pane.at.text()
     assert "Worker" in pane.log.toPlainText()
     press(pane.halt)
     until_it_ends(qtbot, pane)
     assert "Stopped" in pane.message.text() and not read_manifest(tmp_path / "scored")["complete"]
     pane.resume.setChecked(True)
+    pane.batch.setValue(0)
+    press(pane.start)
+    until_it_ends(qtbot, pane)
+    assert "batch" in pane.message.text() and not read_manifest(tmp_path / "scored")["complete"]
+    pane.batch.setValue(100)
     press(pane.start)
     until_it_ends(qtbot, pane)
     assert "rows done" in pane.message.text() and read_manifest(tmp_path / "scored")["complete"]
+
+
+def test_a_stop_that_comes_too_late_does_not_say_that_something_is_missing(
+    window: Window, qtbot: QtBot, tmp_path: Path
+) -> None:
+    pane = pane_of(window)
+    fill(pane.data, "d.npz")
+    fill(pane.out, "scored")
+    fill(pane.cluster, "")
+    press(pane.start)
+    qtbot.waitUntil(lambda: "rows done" in pane.message.text(), timeout=ENOUGH)
+    pane.stop()
+    until_it_ends(qtbot, pane)
+    assert "20,000 rows done" in pane.message.text() and read_manifest(tmp_path / "scored")["complete"]
 
 
 def test_what_cannot_be_run_is_said(window: Window, qtbot: QtBot, tmp_path: Path) -> None:

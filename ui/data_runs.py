@@ -57,7 +57,7 @@ class DataPane(QWidget):
         self._unread = b""
         self._begun, self._rows, self._done, self._fresh = 0.0, 0, 0, 0
         self._by_worker: dict[int, int] = {}
-        self._was_stopped = False
+        self._was_stopped = self._is_complete = False
         self._late = QTimer(self, singleShot=True, interval=PATIENCE)
         self._late.timeout.connect(self._end_now)
         self._make()
@@ -153,7 +153,8 @@ class DataPane(QWidget):
         except StudioError as error:
             self.say(str(error), wrong=True)
             return False
-        self._was_stopped, self._unread = False, b""
+        self._was_stopped = self._is_complete = False
+        self._unread = b""
         self._rows = self._done = self._fresh = 0
         self._by_worker.clear()
         self.log.clear()
@@ -262,6 +263,7 @@ class DataPane(QWidget):
             each = shares(self._by_worker)
             self.at.setText(f"{event['done']} of {event['of']} files, {rate:,.0f} rows/s, {left:,.0f} s left ({each})")
         elif kind == "finished":
+            self._is_complete = True
             self.progress.setValue(self.progress.maximum())
             text = f"{int(event['rows']):,} rows done in {event['seconds']:g} s. Results are in {self.out.text()}."
             count = event["skipped"]
@@ -271,6 +273,7 @@ class DataPane(QWidget):
             self.log.appendPlainText(sentence(event))
 
     def _ended(self) -> None:
+        self._read()  # a stop may come too late to stop anything
         process, self._process = self._process, None
         if process is None:
             return
@@ -282,9 +285,9 @@ class DataPane(QWidget):
         if self._copy is not None:
             self._copy.cleanup()
             self._copy = None
-        if self._was_stopped:
+        if self._was_stopped and not self._is_complete:
             self.say("Stopped. What is done is kept: “Do what is missing” goes on from there.")
-        elif code or crashed:
+        elif (code or crashed) and not self._was_stopped:
             lines = [line.removeprefix("qmoe: ") for line in told if line.strip()]
             self.say("\n".join(lines[-6:]) or f"The run ended with exit code {code}.", wrong=True)
         if self.progress.maximum() == 0:

@@ -15,6 +15,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PARTS = {
@@ -53,8 +54,10 @@ def main() -> None:
         return
     text = "" if chosen else HEAD + _machine(quick)
     for part in chosen or PARTS:
+        begun = time.monotonic()
         section = _section(part, quick)
         print(section, flush=True)
+        print(f"{part}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         text += section
     if not chosen:
         PAGE.write_text(text.rstrip() + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,12 @@ def figures(quick: bool) -> Iterator[Figure]:
     folder = Path(tempfile.mkdtemp(prefix="qmoe-bench-"))
     try:
         yield _of_tasks()
-        yield from _of_digits(folder, 2 if quick else 5)
+        yield from _of_digits(folder, 1 if quick else 5)
         save(layer(), folder / "layer.yaml")
         yield from _of_the_layer(load(folder / "layer.yaml"), folder, 12 if quick else 48)
         yield _of_long_tasks(load(folder / "layer.yaml"), folder, 50 if quick else 100)
-        yield from _of_parts(load(folder / "layer.yaml"), folder)
+        if not quick:
+            yield from _of_parts(load(folder / "layer.yaml"), folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -76,7 +78,8 @@ def _of_digits(folder: Path, times: int) -> Iterator[Figure]:
     taken: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(times):
         for workers, own in taken.items():
-            own.append(_scored(graph, folder / "digits.npz", folder, workers)[0])
+            with _workers(graph, folder / "digits.npz", folder, workers) as those:
+                own += [those.score(folder / "digits.npz")[0] for _ in range(3)]
     one, two = (statistics.median(own) for own in taken.values())
     yield Figure(
         f"digits, {ROWS:,} rows: two workers beside one",
@@ -99,7 +102,9 @@ def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
     taken: dict[int, float] = {}
     memory: dict[int, int] = {}
     for workers in (1, 2):
-        taken[workers], _, memory[workers] = _scored(graph, folder / "tokens.npz", folder, workers, TOKENS, TOKENS)
+        with _workers(graph, folder / "tokens.npz", folder, workers, TOKENS) as those:
+            taken[workers], _ = those.score(folder / "tokens.npz", TOKENS, TOKENS)
+            memory[workers] = those.memory()
     yield Figure(
         f"the layer, {batches} batches of {TOKENS} tokens: two workers beside one",
         taken[2],
@@ -115,14 +120,19 @@ def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
 def _of_long_tasks(graph: Graph, folder: Path, count: int) -> Figure:
     """Tasks that take the layer about 100 ms each, on this machine: how many tokens that is, is found out first."""
     random = np.random.default_rng(0)
-    tokens, wall, busy = 16, 0.0, 0.0
-    for tasks in (10, 10, count):
-        if busy:
-            tokens = max(1, round(tokens * 0.1 / busy))
-        x = random.standard_normal((tasks * tokens, 2880), np.float32)
-        router = random.standard_normal((tasks * tokens, 32), np.float32)
-        np.savez(folder / "long.npz", x=x, router=router)
-        wall, busy = (whole / tasks for whole in _scored(graph, folder / "long.npz", folder, 1, tokens, tokens)[:2])
+    data, tokens, wall, busy = folder / "long.npz", 16, 0.0, 0.0
+
+    def write(rows: int) -> None:
+        x, router = (random.standard_normal((rows, width), np.float32) for width in (2880, 32))
+        np.savez(data, x=x, router=router)
+
+    write(10 * tokens)
+    with _workers(graph, data, folder, 1) as those:
+        for tasks in (10, 10, count):
+            if busy:
+                tokens = max(1, round(tokens * 0.1 / busy))
+            write(tasks * tokens)
+            wall, busy = (whole / tasks for whole in those.score(data, tokens, tokens))
     return Figure(
         f"handing out {count} tasks, {tokens} tokens of the layer each: all the time beside the graph's own, a task",
         wall * 1e3,
@@ -187,23 +197,48 @@ def _of_parts(graph: Graph, folder: Path) -> Iterator[Figure]:
     )
 
 
-def _scored(
-    graph: Graph, data: Path, folder: Path, workers: int, batch: int | None = None, shard_rows: int | None = None
-) -> tuple[float, float, int]:
-    """Seconds for all rows with workers that are warm, seconds that they worked, and the memory of one in bytes."""
+@dataclass(slots=True)
+class _Workers:
+    """Workers that have opened a graph, and what they told."""
+
+    graph: Graph
+    folder: Path
+    pool: Any
+    events: list[Mapping[str, Any]]
+
+    def score(self, data: Path, batch: int | None = None, shard_rows: int | None = None) -> tuple[float, float]:
+        """Seconds for all rows, and seconds that the workers worked."""
+        from runtime.datasets import open_data
+        from runtime.scoring import job_of, score
+
+        job = job_of(self.graph, open_data(data), {}, batch, shard_rows)
+        job.data.fingerprint()  # the command takes it before there are workers
+        told: list[Mapping[str, Any]] = []
+        with _results(self.folder) as results:
+            start = time.perf_counter()
+            score(job, results, self.pool, told.append)
+            taken = time.perf_counter() - start
+        return taken, sum(event["seconds"] for event in told if event["event"] == "shard")
+
+    def memory(self) -> int:
+        """Of the largest worker, in bytes."""
+        return _largest(self.events)
+
+
+@contextmanager
+def _workers(graph: Graph, data: Path, folder: Path, workers: int, batch: int | None = None) -> Iterator[_Workers]:
+    """Workers of one thread each that are warm for a graph and the kind of rows that `data` has."""
     from runtime.cluster import Cluster
     from runtime.datasets import open_data
     from runtime.hosting import Opening
     from runtime.scoring import job_of, score
 
-    opening = Opening(threads=1)
-    job = job_of(graph, open_data(data), {}, batch, shard_rows)
-    job.data.fingerprint()  # the command takes it before there are workers
-    first = next(job.data.pieces(min(job.data.rows, 16 * TOKENS)))
+    rows = open_data(data)
+    first = next(rows.pieces(min(rows.rows, 16 * TOKENS)))
     np.savez(folder / "first.npz", **first)  # enough for every worker to open the graph
     few = open_data(folder / "first.npz")
     events: list[Mapping[str, Any]] = []
-    pool = Cluster("local", workers, [{"graph": graph}], opening, tell=events.append)
+    pool = Cluster("local", workers, [{"graph": graph}], Opening(threads=1), tell=events.append)
     try:
         warm: set[int] = set()
         while len(warm) < workers:  # the last worker comes seconds after the first, and would be missed
@@ -211,14 +246,9 @@ def _scored(
             with _results(folder) as results:
                 score(job_of(graph, few, {}, batch, 1), results, pool, warmed.append)
             warm |= {event["worker"] for event in warmed if event["event"] == "shard"}
-        with _results(folder) as results:
-            start = time.perf_counter()
-            score(job, results, pool, events.append)
-            taken = time.perf_counter() - start
-        memory = _largest(events)
+        yield _Workers(graph, folder, pool, events)
     finally:
         pool.close()
-    return taken, sum(event["seconds"] for event in events if event["event"] == "shard"), memory
 
 
 @contextmanager

@@ -90,9 +90,9 @@ def layer(variant: Variant = Variant(), *, trained: bool = False) -> Graph:
     return graph
 
 
-def feeds(tokens: int, variant: Variant = Variant()) -> dict[str, np.ndarray]:
+def feeds(tokens: int, variant: Variant = Variant(), seed: int = 0) -> dict[str, np.ndarray]:
     """Random tokens and logits."""
-    random = np.random.default_rng(tokens)
+    random = np.random.default_rng((tokens, seed) if seed else tokens)
     shapes = {"x": (tokens, variant.hidden), "router": (tokens, variant.experts)}
     element = ELEMENTS[variant.element]
     return {name: random.standard_normal(shape, np.float32).astype(element) for name, shape in shapes.items()}

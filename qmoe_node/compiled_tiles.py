@@ -27,6 +27,10 @@ MANY = 20
 """Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's."""
 MANY_WITH_ZERO_POINTS = 12
 """The same where each block has a zero point to load."""
+FEW, FEW_OF_LARGE = 0.75, 0.3
+"""Tokens of an expert, on average, from which on they do: of small and of large experts."""
+LARGE = 1 << 22
+"""Bytes of one expert's first weights from which on it is a large one."""
 FEW_FOR_A_LANE = 3
 """Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
 FEWEST_ROWS = 8
@@ -76,12 +80,15 @@ def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any
     """Whether that is so for inputs of these shapes, by port.
 
     ONNX Runtime's kernel is slow where experts have a few tokens each. One alone it multiplies with packed weights as
-    fast as memory gives them; and for many its products are the faster ones.
+    fast as memory gives them; and for many its products are the faster ones. Where experts have less than one token on
+    average, some already have two: how soon that costs more than the calls here depends on the experts' size.
     """
     experts = shapes["router_probs"][-1]
+    is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
+    fewest = experts * (FEW_OF_LARGE if is_large else FEW)
     choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
     many = MANY_WITH_ZERO_POINTS if "fc1_zero_points" in shapes else MANY
-    return experts <= choices <= many * experts and compiled_loops() is not None
+    return fewest <= choices <= many * experts and compiled_loops() is not None
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:

@@ -21,6 +21,8 @@ ATTEMPTS = 3
 """Workers that may die at a task before it is held to be the task's fault."""
 AT_ONCE = 0.05
 """Seconds of work that a worker is given at once where tasks take less: handing out costs about a millisecond."""
+GROWTH = 5.0
+"""Seconds between looks for machines that have joined the cluster."""
 PATIENCE = 60.0
 """Seconds after which a job ends that no worker is there for."""
 
@@ -154,8 +156,9 @@ class _Work:
 class Cluster:
     """Workers on Ray, each a process with a `Host`.
 
-    A worker that dies is started again by Ray, also on another machine; meanwhile the others do its tasks. `tell` is
-    called with what happens to workers. GraphError if Ray is not installed or not reachable, if there are too few
+    A worker that dies is started again by Ray, also on another machine; meanwhile the others do its tasks. Where no
+    number of workers was asked for, machines that join later get some, too. `tell` is called with what happens to
+    workers. GraphError if Ray is not installed or not reachable, if there are too few
     processors, or if a worker has other versions of what decides about numbers.
     """
 
@@ -186,12 +189,16 @@ class Cluster:
         threads = opening.threads or (max(1, own // (asked or own)) if address == LOCAL else 1)
         self._workers: list[_Worker] = []
         self._places: Places | None = None
+        self._spare, self._most = spare, most
+        self._grows = asked is None and address != LOCAL and len(graphs) == 1
+        self._looked = perf_counter()
         self._ray = connect(address, (workers or max(1, own // threads)) * threads + spare)
         try:
             there = int(self._ray.cluster_resources().get("CPU", 0)) - spare
             self.workers = workers or max(1, min(there // threads, most or there))
             if asked and self.workers < asked:
                 self._tell({"event": "warning", "message": _fewer(self.workers)})
+            self._first = self.workers
             self._check_room(address, threads, there)
             self._start(graphs, replace(opening, threads=threads), fixed)
             self._wait_for_one()
@@ -200,22 +207,39 @@ class Cluster:
             raise
 
     def _start(self, graphs: Sequence[Mapping[str, Graph]], opening: Opening, fixed: Rows | None) -> None:
-        ray, workers, threads = self._ray, self.workers, opening.threads
-        gpus = self._gpus(workers)
-        shared = [ray.put(dict(one)) for one in graphs]
+        ray = self._ray
+        self._opening = opening
+        self._shared = [ray.put(dict(one)) for one in graphs]
         self._given = ray.put(dict(fixed or {}))
-        actor_type = ray.remote(Host)
-        for number in range(workers):
-            own = replace(opening, use_gpu=number < gpus)
-            options = {
-                "num_cpus": threads,
-                "num_gpus": 1 if own.use_gpu else 0,
-                "max_restarts": -1,
-                "scheduling_strategy": "SPREAD",
-            }
-            worker = _Worker(number, actor_type.options(**options).remote(), own, shared[number % len(shared)])
-            self._workers.append(worker)
-            self._call(worker)
+        self._actor_type = ray.remote(Host)
+        for _ in range(self.workers):
+            self._add()
+
+    def _add(self) -> None:
+        """Has Ray start one more worker, who takes part when it answers."""
+        number = len(self._workers)
+        own = replace(self._opening, use_gpu=number < int(self._ray.cluster_resources().get("GPU", 0)))
+        options = {
+            "num_cpus": own.threads,
+            "num_gpus": 1 if own.use_gpu else 0,
+            "max_restarts": -1,
+            "scheduling_strategy": "SPREAD",
+        }
+        actor = self._actor_type.options(**options).remote()
+        worker = _Worker(number, actor, own, self._shared[number % len(self._shared)])
+        self._workers.append(worker)
+        self._call(worker)
+
+    def _grow(self) -> None:
+        """Adds workers for processors that have joined the cluster."""
+        now = perf_counter()
+        if not self._grows or now - self._looked < GROWTH:
+            return
+        self._looked = now
+        there = int(self._ray.cluster_resources().get("CPU", 0)) - self._spare
+        room = there // (self._opening.threads or 1)
+        for _ in range(min(room, self._most or room) - len(self._workers)):
+            self._add()
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -224,6 +248,7 @@ class Cluster:
         work = _Work(iter(tasks), count)
         try:
             while True:
+                self._grow()
                 self._hand_out(work)
                 if work.is_done:
                     return
@@ -355,18 +380,31 @@ class Cluster:
             return
         except self._ray.exceptions.RayError as error:
             if not worker.process:
-                raise _no_start(error) from error
+                self._refuse(worker, _no_start(error))
+                return
             worker.process = 0  # it was there when it was asked
             self._call(worker)
             return
-        if "versions" in facts:
-            self._check_versions(worker, facts)
+        if "versions" in facts and (wrong := _other_version(facts)) is not None:
+            self._refuse(worker, wrong)
+            return
         if worker.process != facts["process"]:
             self._tell({"event": "worker", "worker": worker.number, "host": facts["host"], "process": facts["process"]})
         for trouble in facts["sight"].troubles:
             if trouble not in worker.sight.troubles:
                 self._tell({"event": "warning", "message": f"Worker {worker.number} on {facts['host']} {trouble}."})
         worker.process, worker.sight = facts["process"], facts["sight"]
+        self.workers = max(self.workers, sum(bool(one.process) for one in self._workers))
+
+    def _refuse(self, worker: _Worker, error: GraphError) -> None:
+        """Raises why a worker cannot take part; of one that joined later, that is only told."""
+        if worker.number < self._first:
+            raise error
+        self._grows = False
+        self._workers.remove(worker)
+        with suppress(Exception):  # it may be gone already
+            self._ray.kill(worker.actor)
+        self._tell({"event": "warning", "message": f"A worker that joined is not taken: {error}"})
 
     def _check_presence(self, again: Iterable[Task]) -> None:
         """GraphError if nobody is there for too long, or not the worker who alone can do a task."""
@@ -409,22 +447,6 @@ class Cluster:
                 )
             )
 
-    def _gpus(self, workers: int) -> int:
-        return min(workers, int(self._ray.cluster_resources().get("GPU", 0)))
-
-    def _check_versions(self, worker: _Worker, facts: Mapping[str, Any]) -> None:
-        own, its = versions(), facts["versions"]
-        for name in own:
-            if own[name] != its.get(name):
-                raise GraphError(
-                    Finding(
-                        f"The worker on {facts['host']} has {name} {its.get(name)}; here is {own[name]}, and numbers "
-                        "must be the same everywhere.",
-                        remedy="Install the same version on every machine.",
-                        code="cluster",
-                    )
-                )
-
 
 def sentence(event: Mapping[str, Any]) -> str:
     """What happened, for people."""
@@ -448,6 +470,21 @@ def _fewer(workers: int) -> str:
 def _absent(message: str) -> GraphError:
     remedy = "Look whether the cluster's machines are up (ray status); then resume."
     return GraphError(Finding(message, remedy=remedy, code="cluster"))
+
+
+def _other_version(facts: Mapping[str, Any]) -> GraphError | None:
+    own, its = versions(), facts["versions"]
+    for name in own:
+        if own[name] != its.get(name):
+            return GraphError(
+                Finding(
+                    f"The worker on {facts['host']} has {name} {its.get(name)}; here is {own[name]}, and numbers "
+                    "must be the same everywhere.",
+                    remedy="Install the same version on every machine.",
+                    code="cluster",
+                )
+            )
+    return None
 
 
 def _no_start(error: Exception) -> GraphError:

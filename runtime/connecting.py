@@ -59,13 +59,15 @@ def connect(address: str, processors: int) -> Any:
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
-            raise GraphError(
-                Finding(
-                    f"There is no cluster to be had at {address}: {first_line(error).rstrip('.')}.",
-                    remedy="Start one (ray start --head), or use --cluster local.",
-                    code="cluster",
+            remedy = "Start one (ray start --head), or use --cluster local."
+            if address != LOCAL:  # something listens there
+                remedy = (
+                    "Look whether the address is that of the head's GCS (ray start --head prints it), whether Ray here "
+                    "is of the cluster's version, and whether the token is the cluster's (RAY_AUTH_MODE=token and "
+                    "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH)."
                 )
-            ) from error
+            text = f"There is no cluster to be had at {address}: {first_line(error).rstrip('.')}."
+            raise GraphError(Finding(text, remedy=remedy, code="cluster")) from error
     # What befalls workers is told in our own words. Ray would print it to the standard output, between results.
     if hasattr(ray._private.worker, "_worker_logs_enabled"):
         ray._private.worker._worker_logs_enabled = False

@@ -111,6 +111,54 @@ def test_every_result_is_there_when_a_node_is_lost(nodes: Any) -> None:
         pool.close()
 
 
+def test_a_machine_that_joins_gets_a_worker(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "GROWTH", 0.1)
+    events: list[dict[str, Any]] = []
+    pool = Cluster(nodes.address, None, [{"graph": looked_up()}], Opening(), tell=events.append)
+    extra = None
+    try:
+        first = pool.workers
+        extra = nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        deadline = time.monotonic() + 60
+        while pool.workers == first and time.monotonic() < deadline:
+            assert all_once(collect(pool, 20, {}), 20)
+        assert pool.workers == first + 1
+        by = {done.worker for done in pool.map(tasks(200))}
+        assert first in by
+        assert {event["worker"] for event in events if event["event"] == "worker"} == set(range(first + 1))
+    finally:
+        pool.close()
+        if extra is not None:
+            nodes.remove_node(extra)
+
+
+def test_a_machine_with_another_version_that_joins_is_not_taken_and_ends_nothing(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "GROWTH", 0.1)
+    events: list[dict[str, Any]] = []
+    pool = Cluster(nodes.address, None, [{"graph": looked_up()}], Opening(), tell=events.append)
+    extra = None
+    try:
+        first = pool.workers
+        assert all_once(collect(pool, 20, {}), 20)
+        while any(worker.ping is not None for worker in pool._workers):  # those of the beginning are let in
+            assert all_once(collect(pool, 20, {}), 20)
+        monkeypatch.setattr(cluster, "versions", lambda: {"qmoe-studio": "9.9"})
+        extra = nodes.add_node(num_cpus=1)
+        nodes.wait_for_nodes()
+        deadline = time.monotonic() + 60
+        while not any(event["event"] == "warning" for event in events) and time.monotonic() < deadline:
+            assert all_once(collect(pool, 20, {}), 20)
+        (told,) = [event["message"] for event in events if event["event"] == "warning"]
+        assert told.startswith("A worker that joined is not taken: The worker on") and pool.workers == first
+    finally:
+        pool.close()
+        if extra is not None:
+            nodes.remove_node(extra)
+
+
 def test_an_error_in_a_kernel_is_that_of_one_machine_with_its_rows(nodes: Any, tmp_path: Path) -> None:
     index = np.arange(200) % 10
     index[117] = 10

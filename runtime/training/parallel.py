@@ -97,8 +97,10 @@ class ClusterRunner:
         threads: int | None = None,
         by_parts: bool = False,
     ) -> None:
-        if pool.workers > 1:
-            _check_divisible(graph)
+        undivided = _undivided(graph)
+        if undivided is not None and pool.workers > 1:
+            raise undivided
+        self._is_divisible = undivided is None  # a second worker may join later
         self._pool, self._tell = pool, tell or (lambda event: None)
         self._losses = dict(settings.losses)
         self._tolerance = _tolerance(graph, self._losses)
@@ -128,7 +130,8 @@ class ClusterRunner:
         A step that is cancelled, or fails, changes nothing.
         """
         rows = len(next(iter(batch.values())))
-        count = min(self._pool.workers, rows) if self._is_mean or self._by_parts else 1
+        divides = self._is_divisible and (self._is_mean or self._by_parts)
+        count = min(self._pool.workers, rows) if divides else 1
         bounds = [rows * part // count for part in range(count + 1)]
         weights = self._pool.share(self._update.weights())
         parts = [{name: array[first:end] for name, array in batch.items()} for first, end in pairwise(bounds)]
@@ -189,13 +192,15 @@ class ClusterRunner:
                 self._tell({"event": "warning", "message": text})
 
 
-def _check_divisible(graph: Graph) -> None:
+def _undivided(graph: Graph) -> GraphError | None:
+    """Why a batch cannot be divided, if it cannot."""
     for id, name in input_names(graph).items():
         type = graph.checker.type_of(PortRef(id, "value"))
         if isinstance(type, TensorType) and type.shape and isinstance(type.shape[0], int):
             text = f"{name} has {type.shape[0]} rows in every batch, and workers get parts of one."
             remedy = "Name its first dimension instead, such as batch; or train with one worker."
-            raise GraphError.at(id, "shape", text, remedy, "shape")
+            return GraphError.at(id, "shape", text, remedy, "shape")
+    return None
 
 
 def _tolerance(graph: Graph, losses: Collection[str]) -> float:

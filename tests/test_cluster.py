@@ -56,6 +56,22 @@ def nodes() -> Iterator[Any]:
     nodes.shutdown()
 
 
+def until_losses_are_known(nodes: Any) -> None:
+    """Waits until Ray counts only nodes that are there: it takes a while to miss one that was killed."""
+    import ray
+
+    ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if sum(node["Alive"] for node in ray.nodes()) == len(nodes.list_all_nodes()):
+                return
+            time.sleep(0.1)
+        raise AssertionError("a lost node is still counted")
+    finally:
+        ray.shutdown()
+
+
 def tasks(count: int, rows: int = 10) -> Iterator[Task]:
     for index in range(count):
         numbers = (np.arange(rows) + index) % 10
@@ -112,6 +128,7 @@ def test_every_result_is_there_when_a_node_is_lost(nodes: Any) -> None:
 
 
 def test_a_machine_that_joins_gets_a_worker(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_losses_are_known(nodes)
     monkeypatch.setattr(cluster, "GROWTH", 0.1)
     events: list[dict[str, Any]] = []
     pool = Cluster(nodes.address, None, [{"graph": looked_up()}], Opening(), tell=events.append)
@@ -136,6 +153,7 @@ def test_a_machine_that_joins_gets_a_worker(nodes: Any, monkeypatch: pytest.Monk
 def test_a_machine_with_another_version_that_joins_is_not_taken_and_ends_nothing(
     nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    until_losses_are_known(nodes)
     monkeypatch.setattr(cluster, "GROWTH", 0.1)
     events: list[dict[str, Any]] = []
     pool = Cluster(nodes.address, None, [{"graph": looked_up()}], Opening(), tell=events.append)

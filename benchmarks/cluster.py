@@ -5,6 +5,7 @@ Workers have one thread each. Their start is not measured: a job is long.
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
@@ -75,22 +76,22 @@ def _of_digits(folder: Path, times: int) -> Iterator[Figure]:
     repeat = -(-ROWS // len(x))
     np.savez(folder / "digits.npz", x=np.tile(x, (repeat, 1))[:ROWS], y=np.tile(y, repeat)[:ROWS])
     graph = load(root / "digits_moe.yaml")
-    taken: dict[int, list[float]] = {1: [], 2: []}
+    cores = sorted(os.sched_getaffinity(0))
+    # The command, too, works on as many cores as there are workers; or one worker has the other core beside it.
+    ways: dict[str, tuple[int, list[int]]] = {"one": (1, cores), "one core": (1, cores[:1]), "two": (2, cores)}
+    taken: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(times):
-        for workers, own in taken.items():
-            with _workers(graph, folder / "digits.npz", folder, workers) as those:
-                own += [those.score(folder / "digits.npz")[0] for _ in range(3)]
-    one, two = (statistics.median(own) for own in taken.values())
-    yield Figure(
-        f"digits, {ROWS:,} rows: two workers beside one",
-        two,
-        "s",
-        spread(taken[2]),
-        one,
-        "speed",
-        1.8,
-        f"{ROWS / two:,.0f} rows a second",
-    )
+        for way, (workers, own) in ways.items():
+            os.sched_setaffinity(0, own)
+            try:
+                with _workers(graph, folder / "digits.npz", folder, workers) as those:
+                    taken[way] += [those.score(folder / "digits.npz")[0] for _ in range(3)]
+            finally:
+                os.sched_setaffinity(0, cores)
+    found = {way: statistics.median(own) for way, own in taken.items()}
+    what, rate = f"digits, {ROWS:,} rows: two workers beside one", f"{ROWS / found['two']:,.0f} rows a second"
+    for peer, label, target in (("one", what, 1.8), ("one core", f"{what} that has one core with all else", None)):
+        yield Figure(label, found["two"], "s", spread(taken["two"]), found[peer], "speed", target, rate)
 
 
 def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:

@@ -49,7 +49,7 @@ def connect(address: str, processors: int) -> Any:
         options |= {"address": LOCAL, "num_cpus": processors, "include_dashboard": False}
     else:
         options["address"] = address
-        _knock(address)
+    somebody_listens = address != LOCAL and _knock(address)
     if ray.is_initialized():
         if address == LOCAL:
             raise GraphError(Finding("This process is connected to a cluster already.", code="cluster"))
@@ -60,7 +60,7 @@ def connect(address: str, processors: int) -> Any:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             remedy = "Start one (ray start --head), or use --cluster local."
-            if address != LOCAL:  # something listens there
+            if somebody_listens:
                 remedy = (
                     "Look whether the address is that of the head's GCS (ray start --head prints it), whether Ray here "
                     "is of the cluster's version, and whether the token is the cluster's (RAY_AUTH_MODE=token and "
@@ -74,13 +74,17 @@ def connect(address: str, processors: int) -> Any:
     return ray
 
 
-def _knock(address: str) -> None:
-    """GraphError if nobody listens at host:port: Ray itself would try for minutes."""
+def _knock(address: str) -> bool:
+    """Whether somebody listens at host:port; GraphError if nobody does: Ray itself would try for minutes.
+
+    False for addresses of other forms, of which Ray itself finds out.
+    """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and port.isdecimal()):
-        return
+        return False
     try:
         socket.create_connection((host.strip("[]"), int(port)), 5).close()
+        return True
     except (OSError, OverflowError) as error:
         raise GraphError(
             Finding(

@@ -119,6 +119,7 @@ class _Worker:
     opening: Opening
     graphs: Any
     process: int = 0
+    was_there: bool = False
     sight: Sight = field(default_factory=Sight)
     ping: Any = None
     called: float = 0.0
@@ -192,6 +193,8 @@ class Cluster:
         self._spare, self._most = spare, most
         self._grows = asked is None and address != LOCAL and len(graphs) == 1
         self._looked = perf_counter()
+        self._numbers = self._refused = 0
+        self._told: set[str] = set()
         self._ray = connect(address, (workers or max(1, own // threads)) * threads + spare)
         try:
             there = int(self._ray.cluster_resources().get("CPU", 0)) - spare
@@ -217,8 +220,9 @@ class Cluster:
 
     def _add(self) -> None:
         """Has Ray start one more worker, who takes part when it answers."""
-        number = len(self._workers)
-        own = replace(self._opening, use_gpu=number < int(self._ray.cluster_resources().get("GPU", 0)))
+        number, self._numbers = self._numbers, self._numbers + 1
+        gpus = int(self._ray.cluster_resources().get("GPU", 0))
+        own = replace(self._opening, use_gpu=sum(one.opening.use_gpu for one in self._workers) < gpus)
         options = {
             "num_cpus": own.threads,
             "num_gpus": 1 if own.use_gpu else 0,
@@ -231,15 +235,28 @@ class Cluster:
         self._call(worker)
 
     def _grow(self) -> None:
-        """Adds workers for processors that have joined the cluster."""
+        """Adds workers for processors that have joined the cluster, and gives up those whose processors have left.
+
+        None is added while one is still to come: others may have the processors that it waits for.
+        """
         now = perf_counter()
         if not self._grows or now - self._looked < GROWTH:
             return
         self._looked = now
         there = int(self._ray.cluster_resources().get("CPU", 0)) - self._spare
-        room = there // (self._opening.threads or 1)
-        for _ in range(min(room, self._most or room) - len(self._workers)):
-            self._add()
+        room = there // (self._opening.threads or 1) - self._refused
+        more = min(room, self._most or room) - len(self._workers)
+        if more > 0 and all(worker.process for worker in self._workers):
+            for _ in range(more):
+                self._add()
+        absent = [one for one in self._workers if one.number >= self._first and not one.process and not one.under_way]
+        for worker in absent[: max(0, -more)]:  # it would take processors that somebody else works with
+            self._remove(worker)
+
+    def _remove(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        with suppress(Exception):  # it may be gone already
+            self._ray.kill(worker.actor)
 
     # -- tasks ----------------------------------------------------------------------------------------------------
 
@@ -393,18 +410,20 @@ class Cluster:
         for trouble in facts["sight"].troubles:
             if trouble not in worker.sight.troubles:
                 self._tell({"event": "warning", "message": f"Worker {worker.number} on {facts['host']} {trouble}."})
-        worker.process, worker.sight = facts["process"], facts["sight"]
+        worker.process, worker.sight, worker.was_there = facts["process"], facts["sight"], True
         self.workers = max(self.workers, sum(bool(one.process) for one in self._workers))
 
     def _refuse(self, worker: _Worker, error: GraphError) -> None:
-        """Raises why a worker cannot take part; of one that joined later, that is only told."""
-        if worker.number < self._first:
+        """Raises why a worker cannot take part. Where machines come and go, that is only told of one of them."""
+        is_new = worker.number >= self._first or worker.was_there
+        if not (self._grows and is_new and len(self._workers) > 1):
             raise error
-        self._grows = False
-        self._workers.remove(worker)
-        with suppress(Exception):  # it may be gone already
-            self._ray.kill(worker.actor)
-        self._tell({"event": "warning", "message": f"A worker that joined is not taken: {error}"})
+        self._remove(worker)
+        self._refused += 1
+        text = f"A worker that joined is not taken: {error}"
+        if text not in self._told:
+            self._told.add(text)
+            self._tell({"event": "warning", "message": text})
 
     def _check_presence(self, again: Iterable[Task]) -> None:
         """GraphError if nobody is there for too long, or not the worker who alone can do a task."""

@@ -157,24 +157,35 @@ def test_a_machine_with_another_version_that_joins_is_not_taken_and_ends_nothing
     monkeypatch.setattr(cluster, "GROWTH", 0.1)
     events: list[dict[str, Any]] = []
     pool = Cluster(nodes.address, None, [{"graph": looked_up()}], Opening(), tell=events.append)
-    extra = None
-    try:
-        first = pool.workers
-        assert all_once(collect(pool, 20, {}), 20)
-        while any(worker.ping is not None for worker in pool._workers):  # those of the beginning are let in
-            assert all_once(collect(pool, 20, {}), 20)
-        monkeypatch.setattr(cluster, "versions", lambda: {"qmoe-studio": "9.9"})
-        extra = nodes.add_node(num_cpus=1)
-        nodes.wait_for_nodes()
+    extra = []
+    first = pool.workers
+
+    def until(is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 60
-        while not any(event["event"] == "warning" for event in events) and time.monotonic() < deadline:
+        while not is_so():
+            assert time.monotonic() < deadline, events
             assert all_once(collect(pool, 20, {}), 20)
-        (told,) = [event["message"] for event in events if event["event"] == "warning"]
-        assert told.startswith("A worker that joined is not taken: The worker on") and pool.workers == first
+
+    def told(kind: str) -> list[dict[str, Any]]:
+        return [event for event in events if event["event"] == kind]
+
+    try:
+        until(lambda: len(told("worker")) == first)
+        with monkeypatch.context() as patched:
+            patched.setattr(cluster, "versions", lambda: {"qmoe-studio": "9.9"})
+            extra.append(nodes.add_node(num_cpus=1))
+            nodes.wait_for_nodes()
+            until(lambda: bool(told("warning")))
+        assert told("warning")[0]["message"].startswith("A worker that joined is not taken: The worker on")
+        assert pool.workers == first
+        extra.append(nodes.add_node(num_cpus=1))  # others are welcome
+        nodes.wait_for_nodes()
+        until(lambda: pool.workers == first + 1)
+        assert len(told("warning")) == 1
     finally:
         pool.close()
-        if extra is not None:
-            nodes.remove_node(extra)
+        for node in extra:
+            nodes.remove_node(node)
 
 
 def test_an_error_in_a_kernel_is_that_of_one_machine_with_its_rows(nodes: Any, tmp_path: Path) -> None:

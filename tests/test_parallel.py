@@ -121,6 +121,27 @@ def test_batches_are_divided_all_the_same_where_that_is_asked_for() -> None:
     assert [event["message"].split(".")[-2] for event in events] == [" Training goes by the parts"] * 2
 
 
+def test_workers_that_join_between_steps_change_no_numbers() -> None:
+    x = np.random.default_rng(1).standard_normal((12, 4), np.float32)
+    for how in ("ReduceMean", "ReduceSum"):
+        graph = reduced(how)
+        pool, events = pool_of(graph, 1), []
+        runner = ClusterRunner(graph, Settings(), pool, tell=events.append)
+        parts = ClusterRunner(graph, Settings(), pool_of(graph, 2), by_parts=True)
+        first = runner.run({"x": x}, 0.0)["loss"], parts.run({"x": x}, 0.0)["loss"]
+        for workers in (1, 1, 1, 1, 2, 3):
+            pool.workers = parts._pool.workers = workers
+            assert runner.run({"x": x}, 0.0)["loss"] == pytest.approx(first[0], rel=1e-5)
+            assert parts.run({"x": x}, 0.0)["loss"] == pytest.approx(first[1], rel=1e-5)
+        assert bool(events) == (how == "ReduceSum")
+    graph = load(DIGITS)
+    graph.set("x", "shape", [20, 64])
+    pool = pool_of(graph, 1)
+    fixed = ClusterRunner(graph, Settings(), pool)
+    pool.workers = 2
+    assert fixed.run(digits(20), 0.01)["loss"] > 0
+
+
 def test_losses_in_few_bits_are_no_alarm() -> None:
     graph = reduced("ReduceMean", "float16")
     events: list[dict[str, Any]] = []

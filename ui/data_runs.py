@@ -285,6 +285,8 @@ class DataPane(QWidget):
         if self._copy is not None:
             self._copy.cleanup()
             self._copy = None
+        if self._was_stopped:
+            self.at.setText("")
         if self._was_stopped and not self._is_complete:
             self.say("Stopped. What is done is kept: “Do what is missing” goes on from there.")
         elif (code or crashed) and not self._was_stopped:

@@ -3,7 +3,7 @@
 Workers hold no state: every step they are sent the weights. So one may come or go between two steps, or die in one.
 
 The mean of the parts is the whole's only if losses are means over rows. That shows when both are computed, which is
-done in the steps 1, 2, 4, 8 and so on: ever more rarely, so that it costs next to nothing.
+done in the steps 1, 2, 4, 8 and so on of those that are divided: ever more rarely, so that it costs next to nothing.
 """
 
 from __future__ import annotations
@@ -101,6 +101,7 @@ class ClusterRunner:
         if undivided is not None and pool.workers > 1:
             raise undivided
         self._is_divisible = undivided is None  # a second worker may join later
+        self._parts = pool.workers
         self._pool, self._tell = pool, tell or (lambda event: None)
         self._losses = dict(settings.losses)
         self._tolerance = _tolerance(graph, self._losses)
@@ -114,7 +115,7 @@ class ClusterRunner:
             average=settings.average,
         )
         self._update = StepRunner(step, backend, threads)
-        self._steps = 0
+        self._divided = 0
         self.rows: dict[int, int] = {}
         """How many rows each worker has computed, by its number."""
 
@@ -131,11 +132,12 @@ class ClusterRunner:
         """
         rows = len(next(iter(batch.values())))
         divides = self._is_divisible and (self._is_mean or self._by_parts)
-        count = min(self._pool.workers, rows) if divides else 1
+        # By parts numbers depend on how many there are: they stay as many, whoever joins.
+        count = min(self._parts if self._by_parts else self._pool.workers, rows) if divides else 1
         bounds = [rows * part // count for part in range(count + 1)]
         weights = self._pool.share(self._update.weights())
         parts = [{name: array[first:end] for name, array in batch.items()} for first, end in pairwise(bounds)]
-        is_checked = self._is_mean and count > 1 and not self._steps & (self._steps + 1)
+        is_checked = self._is_mean and count > 1 and not self._divided & (self._divided + 1)
         if is_checked:
             parts.append(dict(batch))
         found = self._computed(weights, parts, cancel)
@@ -145,7 +147,7 @@ class ClusterRunner:
             self._compare(whole, losses)
             if not self._is_mean and not self._by_parts:
                 losses, gradients = _mean([whole])
-        self._steps += 1
+        self._divided += count > 1
         numbers = self._update.run({GRADIENT + name: value for name, value in gradients.items()}, rate, apply, cancel)
         return {**losses, **numbers}
 

@@ -105,7 +105,7 @@ def _of_the_layer(graph: Graph, folder: Path, batches: int) -> Iterator[Figure]:
     for workers in (1, 2):
         with _workers(graph, folder / "tokens.npz", folder, workers, TOKENS) as those:
             taken[workers], _ = those.score(folder / "tokens.npz", TOKENS, TOKENS)
-            memory[workers] = those.memory()
+            memory[workers] = _largest(those.events)
     yield Figure(
         f"the layer, {batches} batches of {TOKENS} tokens: two workers beside one",
         taken[2],
@@ -220,10 +220,6 @@ class _Workers:
             score(job, results, self.pool, told.append)
             taken = time.perf_counter() - start
         return taken, sum(event["seconds"] for event in told if event["event"] == "shard")
-
-    def memory(self) -> int:
-        """Of the largest worker, in bytes."""
-        return _largest(self.events)
 
 
 @contextmanager

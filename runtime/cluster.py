@@ -159,8 +159,8 @@ class Cluster:
 
     A worker that dies is started again by Ray, also on another machine; meanwhile the others do its tasks. Where no
     number of workers was asked for, machines that join later get some, too. `tell` is called with what happens to
-    workers. GraphError if Ray is not installed or not reachable, if there are too few
-    processors, or if a worker has other versions of what decides about numbers.
+    workers. GraphError if Ray is not installed or not reachable, if there are too few processors, or if a worker has
+    other versions of what decides about numbers; of one that joined later, that is only told.
     """
 
     def __init__(
@@ -215,13 +215,13 @@ class Cluster:
         self._shared = [ray.put(dict(one)) for one in graphs]
         self._given = ray.put(dict(fixed or {}))
         self._actor_type = ray.remote(Host)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
         for _ in range(self.workers):
-            self._add()
+            self._add(gpus)
 
-    def _add(self) -> None:
+    def _add(self, gpus: int) -> None:
         """Has Ray start one more worker, who takes part when it answers."""
         number, self._numbers = self._numbers, self._numbers + 1
-        gpus = int(self._ray.cluster_resources().get("GPU", 0))
         own = replace(self._opening, use_gpu=sum(one.opening.use_gpu for one in self._workers) < gpus)
         options = {
             "num_cpus": own.threads,
@@ -243,12 +243,13 @@ class Cluster:
         if not self._grows or now - self._looked < GROWTH:
             return
         self._looked = now
-        there = int(self._ray.cluster_resources().get("CPU", 0)) - self._spare
+        resources = self._ray.cluster_resources()
+        there = int(resources.get("CPU", 0)) - self._spare
         room = there // (self._opening.threads or 1) - self._refused
         more = min(room, self._most or room) - len(self._workers)
         if more > 0 and all(worker.process for worker in self._workers):
             for _ in range(more):
-                self._add()
+                self._add(int(resources.get("GPU", 0)))
         absent = [one for one in self._workers if one.number >= self._first and not one.process and not one.under_way]
         for worker in absent[: max(0, -more)]:  # it would take processors that somebody else works with
             self._remove(worker)

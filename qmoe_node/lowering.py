@@ -7,13 +7,14 @@ the kernel that is fast and exact: 4-bit blocks. What no kernel computes becomes
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from qmoe_node.checks import INPUTS
 from qmoe_node.grouped import write_grouped
-from qmoe_node.layer import Layer
+from qmoe_node.layer import Layer, Settings
 from qmoe_node.portable import check_opset, layer_at, operands_of, write_layer
 from qmoe_node.relayout import Form, KernelLayer, kernel_form, relayout
 from qmoe_node.standard import as_float, cast_back, choose, in_shape_of, row_sum
@@ -103,60 +104,90 @@ def _with_kernel(
 ) -> ir.Value:
     """The experts on ONNX Runtime's QMoE, float32 [T, hidden].
 
-    The kernel leaves out experts whose weight is at most 1e-8, and rows of NaN: so it is given weights whose sizes
-    add up to about one, and a factor for each row is applied after it. It takes the k experts of the largest weights.
+    Of equal logits the kernel prefers the last, and it leaves out experts whose weight is at most 1e-8, and rows of
+    NaN: so it is given weights whose sizes add up to about one, and a factor for each row is applied after it.
     """
     settings = layer.settings
     logits = as_float(site, site.inputs["router_probs"], _element(site, "router_probs"))
     given = site.inputs.get("router_weights")
-    router_weights = None if given is None else as_float(site, given, _element(site, "router_weights"))
-    choice = choose(site, settings, logits, router_weights)
-    weights = choice.weights
-    normalized = settings.normalize_routing_weights and not settings.use_sparse_mixer
     signed = given is not None and not _never_negative(site, given)
-    if given is not None:
+    if given is None and not settings.use_sparse_mixer:
+        routing = _by_softmax(site, layer, logits)
+    else:
+        routing = _by_weights(site, settings, logits, signed)
+    order, weights = routing.order, routing.weights
+    if signed:
+        # Every token twice: once with its positive weights, once with its negative ones, whose result is subtracted.
+        order = weights = site.op("Relu", [site.op("Concat", [weights, site.op("Neg", [weights])], axis=0)])
+        tokens = site.op("Concat", [tokens, tokens], axis=0)
+    ports: dict[str, ir.Value] = {"input": tokens, "router_probs": order, "router_weights": weights, **experts}
+    inputs = [ports.get(name) for name in INPUTS]
+    while inputs[-1] is None:
+        inputs.pop()
+    own = {"k": settings.k, "normalize_routing_weights": int(routing.normalize), **attributes}
+    mixed = site.op("QMoE", inputs, domain="com.microsoft", name=site.node.name or "", **own)
+    if signed:
+        halves = site.op("Reshape", [mixed, site.literal([2, -1, layer.hidden], np.int64)])
+        plus, minus = (site.op("Gather", [halves, site.literal(at, np.int64)], axis=0) for at in (0, 1))
+        mixed = site.op("Sub", [plus, minus])
+    return site.op("Mul", [mixed, routing.factor])
+
+
+@dataclass(frozen=True, slots=True)
+class _KernelRouting:
+    """What makes the kernel route as the operator does: it takes the k experts that are the largest in `order` [T, E],
+    with their `weights` [T, E], which it divides by their sum if it is to `normalize`; `factor` [T, 1] comes after."""
+
+    order: ir.Value
+    weights: ir.Value
+    normalize: bool
+    factor: ir.Value
+
+
+def _by_softmax(site: Site, layer: Layer, logits: ir.Value) -> _KernelRouting:
+    """Few operators: for a single token each of them costs as much as a thousandth of its experts."""
+    count = site.literal([layer.settings.k], np.int64)
+    largest, indices = site.ops("TopK", [logits, count], 2, axis=-1, largest=1, sorted=1)
+    weights = site.op("Softmax", [logits], axis=-1)
+    infinite = site.literal(np.inf, np.float32)
+    chosen = site.op("Clip", [largest, infinite, infinite])
+    order = site.op("ScatterElements", [logits, indices, chosen], axis=1)
+    if layer.settings.normalize_routing_weights:
+        # One; NaN where the row is.
+        nothing = site.literal(np.zeros((layer.experts, 1)), np.float32)
+        factor = site.op("Gemm", [weights, nothing, site.literal([1], np.float32)])
+    else:
+        factor = row_sum(site, site.op("GatherElements", [weights, indices], axis=1))
+    return _KernelRouting(order, weights, True, factor)
+
+
+def _by_weights(site: Site, settings: Settings, logits: ir.Value, signed: bool) -> _KernelRouting:
+    """With the sparse mixer's weights, or those of `router_weights`, which may be negative if they are `signed`."""
+    given = site.inputs.get("router_weights")
+    choice = choose(
+        site, settings, logits, None if given is None else as_float(site, given, _element(site, "router_weights"))
+    )
+    weights = choice.weights
+    if settings.use_sparse_mixer:
+        factor = row_sum(site, weights)  # NaN where the row is
+        weights = site.op("Div", [weights, factor])
+    else:
         size = row_sum(site, site.op("Abs", [weights]) if signed else weights)
         largest = site.literal(np.finfo(np.float32).max, np.float32)
         size = site.op("Where", [site.op("Greater", [size, largest]), largest, size])
         # A row of zeros stays one: a file of this graph may be read, and its weights of NaN would be wrong ones.
         zero, one = site.literal(0, np.float32), site.literal(1, np.float32)
         divisor = site.op("Where", [site.op("Equal", [size, zero]), one, size])
-        kernel_weights = site.op("Div", [weights, divisor])
+        weights = site.op("Div", [weights, divisor])
         factor = size
-        if normalized:
-            total = row_sum(site, weights) if signed else size
+        if settings.normalize_routing_weights:
+            total = row_sum(site, choice.weights) if signed else size
             factor = site.op("Where", [site.op("Equal", [total, zero]), zero, site.op("Div", [size, total])])
         assert choice.unordered is not None
         factor = site.op("Where", [choice.unordered, site.literal(np.nan, np.float32), factor])
-    else:
-        # Softmax: the chosen weights add up to between k/E and 1. The sum is NaN where the row is.
-        factor = row_sum(site, weights)
-        kernel_weights = weights if normalized else site.op("Div", [weights, factor])
-        if normalized:
-            factor = site.op("Reciprocal", [factor])
     empty = site.op("ConstantOfShape", [site.op("Shape", [logits])])
-    kernel_weights = site.op("ScatterElements", [empty, choice.indices, kernel_weights], axis=1)
-    if signed:
-        # Every token twice: once with its positive weights, once with its negative ones, whose result is subtracted.
-        both = [kernel_weights, site.op("Neg", [kernel_weights])]
-        kernel_weights = site.op("Relu", [site.op("Concat", both, axis=0)])
-        tokens = site.op("Concat", [tokens, tokens], axis=0)
-    ports: dict[str, ir.Value] = {
-        "input": tokens,
-        "router_probs": kernel_weights,
-        "router_weights": kernel_weights,
-        **experts,
-    }
-    inputs = [ports.get(name) for name in INPUTS]
-    while inputs[-1] is None:
-        inputs.pop()
-    name = site.node.name or ""
-    mixed = site.op("QMoE", inputs, domain="com.microsoft", name=name, k=settings.k, **attributes)
-    if signed:
-        halves = site.op("Reshape", [mixed, site.literal([2, -1, layer.hidden], np.int64)])
-        plus, minus = (site.op("Gather", [halves, site.literal(at, np.int64)], axis=0) for at in (0, 1))
-        mixed = site.op("Sub", [plus, minus])
-    return site.op("Mul", [mixed, factor])
+    weights = site.op("ScatterElements", [empty, choice.indices, weights], axis=1)
+    return _KernelRouting(weights, weights, False, factor)
 
 
 def _node_inputs(site: Site, layer: Layer, experts: KernelLayer) -> dict[str, ir.Value]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -19,6 +19,9 @@ Progress: TypeAlias = Callable[[int, int, str], None]
 
 Announce: TypeAlias = Callable[[tuple[str, ...]], None]
 """`announce(nodes)`: the nodes that run next, together."""
+
+Shortcut: TypeAlias = Callable[[Mapping[str, Any]], Sequence[Any]]
+"""`shortcut(feeds)`: the outputs of a run that nobody observes, of inputs that need no check any more."""
 
 
 @dataclass(slots=True)

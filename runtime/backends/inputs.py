@@ -18,6 +18,19 @@ Check: TypeAlias = Callable[[Any, Symbols], Any]
 _MISSING = object()
 
 
+def signature(names: Iterable[str], given: Any) -> tuple[Any, ...] | None:
+    """All that `Acceptor` and `Guard` look at, where a run is given arrays alone, one for each of the names."""
+    if type(given) is not dict:
+        return None
+    found: list[Any] = []
+    for name in names:
+        value = given.get(name)
+        if type(value) is not np.ndarray:
+            return None
+        found += (value.dtype, value.shape)
+    return tuple(found) if len(found) == 2 * len(given) else None
+
+
 class Acceptor:
     """Checks the inputs of a run. `types` by input name; those in `optional` may be left out."""
 

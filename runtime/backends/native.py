@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from runtime.backends.control import Control, Placement, document_node
+from runtime.backends.control import Control, Placement, Shortcut, document_node
 from runtime.backends.ortvalues import detach_weights, from_ort, is_foreign, ort_value, to_ort, weights_folder
 from runtime.errors import FileError, Finding, GraphError, Severity
 from runtime.types import ElementType
@@ -125,6 +125,21 @@ class NativePiece:
         except ERRORS as error:
             control.check()
             raise self._translated(error, "could not run it", "kernel") from error
+
+    def shortcut(self, wanted: tuple[str, ...]) -> Shortcut | None:
+        """`run` without an end before its own; None where values have to be put into ONNX Runtime's form."""
+        session = self.session(wanted)
+        if self._takes_foreign or self._foreign[wanted]:
+            return None
+        run, own = session.run, self._feeds
+
+        def shortcut(feeds: Mapping[str, Any]) -> Sequence[Any]:
+            try:
+                return run(wanted, {**feeds, **own} if own else feeds)
+            except ERRORS as error:
+                raise self._translated(error, "could not run it", "kernel") from error
+
+        return shortcut
 
     def bind(
         self,

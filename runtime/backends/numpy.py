@@ -148,6 +148,9 @@ class Engine:
     def drop_copies(self) -> None:
         """There are none."""
 
+    def shortcut(self, feeds: Mapping[str, Any], wanted: Sequence[str]) -> None:
+        """There is none: a program keeps the same steps in every run."""
+
     def run(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
         values = dict(self._constants)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from runtime import catalog, guard
-from runtime.backends.control import Control, Placement, attribute_values, document_node, operator_name
+from runtime.backends.control import Control, Placement, Shortcut, attribute_values, document_node, operator_name
 from runtime.backends.deviations import deviations
 from runtime.backends.native import CPU, NativePiece, Options
 from runtime.backends.numpy import Program, Values, array_of, port_names, read_by
@@ -239,6 +239,11 @@ class Engine:
         if choice is None or not self._is_lone or choice.is_for_numpy(feeds):
             return None
         return self._natives.get(0)
+
+    def shortcut(self, feeds: Mapping[str, Any], wanted: tuple[str, ...]) -> Shortcut | None:
+        """What `run` comes to for all inputs of the same shapes as these, if that is a single run of ONNX Runtime's."""
+        whole = self._whole or self._lone(feeds)
+        return None if whole is None else whole.shortcut(wanted)
 
     def drop_copies(self) -> None:
         """From now on NumPy runs what either can: ONNX Runtime's copies of its weights are given back."""

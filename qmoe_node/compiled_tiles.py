@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from qmoe_node.attributes import PROJECTIONS
 from qmoe_node.checks import examine
 from qmoe_node.kernel_weights import expert_zero_points, tile_height
 from qmoe_node.layer import Projection
@@ -21,16 +22,19 @@ from runtime.types import ValueType
 
 WORTH_COMPILED = 1 << 21
 """Weights of all experts in a projection from which on loading compiled loops pays: it takes a quarter of a second."""
-WORTH_A_CALL = 1 << 24
-"""Weights of a layer from which on what is saved is more than what a call from Python costs."""
-MANY = 20
-"""Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's."""
+WORTH_A_CALL = 1 << 21
+"""Weights of one expert from which on what is saved is more than what a call from Python costs."""
+WORTH_LOADING = 1 << 24
+"""Weights of a layer from which on loading compiled loops pays for a session."""
+MANY, MANY_OF_BYTES = 20, 256
+"""Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's: of fewer bits, and of 8 bits."""
 MANY_WITH_ZERO_POINTS = 12
-"""The same where each block has a zero point to load."""
-FEW, FEW_OF_LARGE = 0.75, 0.3
-"""Tokens of an expert, on average, from which on they do: of small and of large experts."""
+"""The same of fewer bits, where each block has a zero point to load."""
+FEW, FEW_OF_LARGE = 0.5, 0.3
+"""Tokens of an expert, on average, from which on they do, of fewer bits: of small and of large experts."""
 LARGE = 1 << 22
 """Bytes of one expert's first weights from which on it is a large one."""
+WIDTHS = ("expert_weight_bits", *(f"{fc}_expert_weight_bits" for fc in PROJECTIONS))
 FEW_FOR_A_LANE = 3
 """Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
 FEWEST_ROWS = 8
@@ -70,8 +74,10 @@ def why_compiled(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any])
     layer, _ = examine("QMoE", inputs, attributes)
     if layer is None:
         return ""
-    weights = layer.experts * sum(projection.rows * projection.columns for projection in layer.projections)
-    if weights < WORTH_A_CALL or not all(can_compile(projection) for projection in layer.projections):
+    weights = sum(projection.rows * projection.columns for projection in layer.projections)
+    if weights < WORTH_A_CALL or weights * layer.experts < WORTH_LOADING:
+        return ""
+    if not all(can_compile(projection) for projection in layer.projections):
         return ""
     return "compiled loops are faster there for all but very few or many tokens"
 
@@ -80,15 +86,19 @@ def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any
     """Whether that is so for inputs of these shapes, by port.
 
     ONNX Runtime's kernel is slow where experts have a few tokens each. One alone it multiplies with packed weights as
-    fast as memory gives them; and for many its products are the faster ones. Where experts have less than one token on
-    average, some already have two: how soon that costs more than the calls here depends on the experts' size.
+    fast as memory gives them, but not those of 8 bits; and for many its products are the faster ones. Where experts
+    have less than one token on average, some already have two: how soon that costs more than the calls here depends on
+    the experts' size.
     """
     experts = shapes["router_probs"][-1]
-    is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
-    fewest = experts * (FEW_OF_LARGE if is_large else FEW)
     choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
-    many = MANY_WITH_ZERO_POINTS if "fc1_zero_points" in shapes else MANY
-    return fewest <= choices <= many * experts and compiled_loops() is not None
+    if 8 in (attributes.get(name) for name in WIDTHS):
+        fewest, most = 0.0, MANY_OF_BYTES
+    else:
+        is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
+        fewest = FEW_OF_LARGE if is_large else FEW
+        most = MANY_WITH_ZERO_POINTS if "fc1_zero_points" in shapes else MANY
+    return fewest * experts <= choices <= most * experts and compiled_loops() is not None
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:

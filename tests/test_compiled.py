@@ -30,6 +30,7 @@ def everything_is_large(monkeypatch):
     """Layers of any size take the ways of large ones."""
     monkeypatch.setattr(compiled_tiles, "WORTH_COMPILED", 0)
     monkeypatch.setattr(compiled_tiles, "WORTH_A_CALL", 0)
+    monkeypatch.setattr(compiled_tiles, "WORTH_LOADING", 0)
 
 
 @st.composite
@@ -176,35 +177,53 @@ def fed(tokens, hidden=64, experts=4):
     }
 
 
-def test_onnx_runtime_computes_very_few_and_many_tokens(monkeypatch):
-    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+@pytest.mark.parametrize(
+    ("bits", "expected_use"),
+    [
+        (4, {1: False, 2: True, 20: True, 50: True, 51: False}),
+        (8, {1: True, 2: True, 51: True, 640: True, 641: False}),
+    ],
+)
+def test_onnx_runtime_computes_very_few_and_many_tokens(bits, expected_use, monkeypatch):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=5, block_size=32, bits=(bits,) * 3)
     graph = graph_of(inputs, attributes)
     session, numpy = Session(graph), Session(graph, "numpy")
     assert session.placement == {"moe": "numpy"}
-    expected = {tokens: numpy.forward(fed(tokens))["y"] for tokens in (1, 2, 20, 40, 41)}
+    expected = {tokens: numpy.forward(fed(tokens, experts=5))["y"] for tokens in expected_use}
     own = []
     evaluate = QMoE.evaluate
     monkeypatch.setattr(QMoE, "evaluate", staticmethod(lambda *given: own.append(1) or evaluate(*given)))
     session = Session(graph)
     used = {}
     for tokens, y in expected.items():
-        own.clear()
-        found = session.forward(fed(tokens))["y"]
-        used[tokens] = bool(own)
-        assert np.abs(found - y).max() <= 1e-6 * np.abs(y).max()
-    assert used == {1: False, 2: True, 20: True, 40: True, 41: False}
-    session.forward(fed(1), times=True)
+        for _ in range(2):
+            own.clear()
+            found = session.forward(fed(tokens, experts=5))["y"]
+            used[tokens] = bool(own)
+            assert np.abs(found - y).max() <= 1e-6 * np.abs(y).max()
+    assert used == expected_use
+    session.forward(fed(1, experts=5), times=True)
     assert list(session.last_run.times) == ["moe"]
 
 
+@pytest.mark.parametrize("weights", ["WORTH_A_CALL", "WORTH_LOADING"])
+def test_small_experts_and_small_layers_are_onnx_runtimes(weights, monkeypatch):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+    size = 2 * 64 * 64 * (1 if weights == "WORTH_A_CALL" else 4)
+    monkeypatch.setattr(compiled_tiles, weights, size)
+    assert Session(graph_of(inputs, attributes)).placement == {"moe": "numpy"}
+    monkeypatch.setattr(compiled_tiles, weights, size + 1)
+    assert Session(graph_of(inputs, attributes)).placement == {"moe": "onnxruntime"}
+
+
 def test_what_the_graph_leaves_open_is_checked_before_onnx_runtime_sees_it():
-    inputs, attributes = make_layer(hidden=64, inter=64, experts=4)
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=5)
     session = Session(graph_of(inputs, attributes, ("tokens", "width")))
-    good = session.forward(fed(1))["y"]
+    good = session.forward(fed(1, experts=5))["y"]
     for tokens in (1, 20):
         with pytest.raises(GraphError, match="moe.*expected"):
-            session.forward(fed(tokens, hidden=32))
-    np.testing.assert_array_equal(session.forward(fed(1))["y"], good)
+            session.forward(fed(tokens, hidden=32, experts=5))
+    np.testing.assert_array_equal(session.forward(fed(1, experts=5))["y"], good)
 
 
 def test_precision_fast_is_onnx_runtimes():
@@ -343,14 +362,14 @@ def test_who_fails_does_not_wait_for_others():
 
 def test_a_gradient_leaves_no_second_copy_of_the_weights(monkeypatch):
     monkeypatch.setattr("qmoe_node.grad.WORTH_BYTES", 0)
-    inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=5, block_size=32)
     own = []
     evaluate = QMoE.evaluate
     monkeypatch.setattr(QMoE, "evaluate", staticmethod(lambda *given: own.append(1) or evaluate(*given)))
     session = Session(graph_of(inputs, attributes))
-    before = session.forward(fed(1))["y"]
+    before = session.forward(fed(1, experts=5))["y"]
     assert not own
     session.backward({"y": np.ones_like(before)}, ["x"])
-    after = session.forward(fed(1))["y"]
+    after = session.forward(fed(1, experts=5))["y"]
     assert own, "NumPy's kernel reads the weights as they are"
     assert np.abs(after - before).max() <= 1e-6 * np.abs(before).max()

@@ -37,6 +37,8 @@ LARGE = 1 << 22
 WIDTHS = ("expert_weight_bits", *(f"{fc}_expert_weight_bits" for fc in PROJECTIONS))
 FEW_FOR_A_LANE = 3
 """Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
+LINE = 64
+"""Bytes in a line of the cache."""
 FEWEST_ROWS = 8
 """Rows that the compiled loops take at least."""
 
@@ -131,6 +133,12 @@ class CompiledTiles(Tiles):
         self.few = FEW_FOR_A_LANE * lanes
         """Tokens up to which `project_rows` is the fastest way."""
 
+    def arranged(self, tokens: np.ndarray) -> np.ndarray:
+        found = _aligned(tokens.shape)
+        parts = tokens.reshape(len(tokens), -1, self._in_byte)
+        found.reshape(len(tokens), self._in_byte, -1)[...] = parts.swapaxes(1, 2)
+        return found
+
     def project(self, tokens: np.ndarray) -> np.ndarray:
         if len(tokens) > self.few:
             return super().project(tokens)
@@ -160,3 +168,11 @@ class CompiledTiles(Tiles):
         """What tiles are unpacked into."""
         height = min(tile_height(self._projection), self._projection.rows)
         return np.empty((height, self._projection.columns), np.float32)
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """Room for float32 that starts with a line of the cache: vectors that lie in two of them are read twice."""
+    size = 4 * math.prod(shape)
+    room = np.empty(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    return room[start : start + size].view(np.float32).reshape(shape)

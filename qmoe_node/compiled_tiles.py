@@ -26,10 +26,12 @@ WORTH_A_CALL = 1 << 21
 """Weights of one expert from which on what is saved is more than what a call from Python costs."""
 WORTH_LOADING = 1 << 24
 """Weights of a layer from which on loading compiled loops pays for a session."""
-MANY, MANY_OF_BYTES = 20, 256
+MANY, MANY_OF_BYTES = 24, 256
 """Tokens of an expert, on average, up to which compiled loops beat ONNX Runtime's: of fewer bits, and of 8 bits."""
-MANY_WITH_ZERO_POINTS = 12
-"""The same of fewer bits, where each block has a zero point to load."""
+MANY_FOR_PARTS = 7
+"""The same where a block has fewer bytes than the processor's vectors have numbers."""
+COLUMNS_FOR_ZERO_POINTS = 3
+"""Columns of a block, for each such token, that make up for loading its zero point."""
 FEW, FEW_OF_LARGE = 0.5, 0.3
 """Tokens of an expert, on average, from which on they do, of fewer bits: of small and of large experts."""
 LARGE = 1 << 22
@@ -92,15 +94,23 @@ def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any
     have less than one token on average, some already have two: how soon that costs more than the calls here depends on
     the experts' size.
     """
+    found = compiled_loops()
+    if found is None:
+        return False
     experts = shapes["router_probs"][-1]
     choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
-    if 8 in (attributes.get(name) for name in WIDTHS):
-        fewest, most = 0.0, MANY_OF_BYTES
-    else:
-        is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
-        fewest = FEW_OF_LARGE if is_large else FEW
-        most = MANY_WITH_ZERO_POINTS if "fc1_zero_points" in shapes else MANY
-    return fewest * experts <= choices <= most * experts and compiled_loops() is not None
+    widths = {attributes[name] for name in WIDTHS if name in attributes} or {4}
+    if 8 in widths:
+        return bool(choices <= MANY_OF_BYTES * experts)
+    is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
+    most = float(MANY)
+    block_size = int(attributes.get("block_size") or 0)
+    if block_size:
+        if block_size * min(widths) // 8 < found.MOST_LANES:
+            most = MANY_FOR_PARTS
+        if "fc1_zero_points" in shapes:
+            most = min(most, block_size / COLUMNS_FOR_ZERO_POINTS)
+    return (FEW_OF_LARGE if is_large else FEW) * experts <= choices <= most * experts
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:

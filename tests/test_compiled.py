@@ -178,14 +178,19 @@ def fed(tokens, hidden=64, experts=4):
 
 
 @pytest.mark.parametrize(
-    ("bits", "expected_use"),
+    ("bits", "zero_points", "expected_use"),
     [
-        (4, {1: False, 2: True, 20: True, 50: True, 51: False}),
-        (8, {1: True, 2: True, 51: True, 640: True, 641: False}),
+        (4, False, {1: False, 2: True, 20: True, 60: True, 61: False}),
+        (4, True, {1: False, 2: True, 26: True, 27: False}),
+        (2, False, {1: False, 2: True, 17: True, 18: False}),
+        (8, False, {1: True, 2: True, 61: True, 640: True, 641: False}),
     ],
 )
-def test_onnx_runtime_computes_very_few_and_many_tokens(bits, expected_use, monkeypatch):
-    inputs, attributes = make_layer(hidden=64, inter=64, experts=5, block_size=32, bits=(bits,) * 3)
+def test_onnx_runtime_computes_very_few_and_many_tokens(bits, zero_points, expected_use, monkeypatch):
+    monkeypatch.setattr(compiled, "MOST_LANES", 16)
+    inputs, attributes = make_layer(
+        hidden=64, inter=64, experts=5, block_size=32, bits=(bits,) * 3, zero_points=zero_points
+    )
     graph = graph_of(inputs, attributes)
     session, numpy = Session(graph), Session(graph, "numpy")
     assert session.placement == {"moe": "numpy"}

@@ -36,7 +36,6 @@ FEW, FEW_OF_LARGE = 0.5, 0.3
 """Tokens of an expert, on average, from which on they do, of fewer bits: of small and of large experts."""
 LARGE = 1 << 22
 """Bytes of one expert's first weights from which on it is a large one."""
-WIDTHS = ("expert_weight_bits", *(f"{fc}_expert_weight_bits" for fc in PROJECTIONS))
 FEW_FOR_A_LANE = 3
 """Tokens, for each number in a vector, up to which unpacking and multiplying at once is faster than one by one."""
 LINE = 64
@@ -94,23 +93,25 @@ def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any
     have less than one token on average, some already have two: how soon that costs more than the calls here depends on
     the experts' size.
     """
+    experts = shapes["router_probs"][-1]
+    choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
+    own = [f"{fc}_expert_weight_bits" for fc in PROJECTIONS if f"{fc}_experts_weights" in shapes]
+    widths = [attributes.get(name, attributes.get("expert_weight_bits", 4)) for name in own]
+    if 8 in widths:
+        return 0 < choices <= MANY_OF_BYTES * experts and compiled_loops() is not None
+    is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
+    if not (FEW_OF_LARGE if is_large else FEW) * experts <= choices <= MANY * experts:
+        return False
     found = compiled_loops()
     if found is None:
         return False
-    experts = shapes["router_probs"][-1]
-    choices = math.prod(shapes["input"][:-1]) * int(attributes.get("k") or 1)
-    widths = {attributes[name] for name in WIDTHS if name in attributes} or {4}
-    if 8 in widths:
-        return bool(choices <= MANY_OF_BYTES * experts)
-    is_large = math.prod(shapes["fc1_experts_weights"][1:]) >= LARGE
-    most = float(MANY)
-    block_size = int(attributes.get("block_size") or 0)
+    block_size, most = int(attributes.get("block_size") or 0), float(MANY)
     if block_size:
         if block_size * min(widths) // 8 < found.MOST_LANES:
             most = MANY_FOR_PARTS
-        if "fc1_zero_points" in shapes:
+        if any(f"{fc}_zero_points" in shapes for fc in PROJECTIONS):
             most = min(most, block_size / COLUMNS_FOR_ZERO_POINTS)
-    return (FEW_OF_LARGE if is_large else FEW) * experts <= choices <= most * experts
+    return choices <= most * experts
 
 
 def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:

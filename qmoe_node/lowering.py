@@ -105,7 +105,7 @@ def _with_kernel(
     """The experts on ONNX Runtime's QMoE, float32 [T, hidden].
 
     Of equal logits the kernel prefers the last, and it leaves out experts whose weight is at most 1e-8, and rows of
-    NaN: so it is given weights whose sizes add up to about one, and a factor for each row is applied after it.
+    NaN: so it is told whom to take, its weights' sizes add up to about one, and a factor for each row comes after it.
     """
     settings = layer.settings
     logits = as_float(site, site.inputs["router_probs"], _element(site, "router_probs"))

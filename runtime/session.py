@@ -134,7 +134,8 @@ class Session:
         self._current: _Prepared | None = None
         self._last: tuple[_Prepared, Mapping[str, Any]] | None = None
         self._shortcuts: dict[Any, tuple[_Prepared, Shortcut]] = {}
-        """By signature of inputs that have been accepted: what computes the outputs, with nothing left to decide."""
+        """By signature of inputs that have been accepted: what computes the outputs, with nothing left to decide.
+        There are none while runs are observed, nor once there was a backward pass."""
         if not self._untyped:
             self._current = self._prepared[()] = _Prepared(self._graph, checker, self._settings)
 
@@ -192,6 +193,7 @@ class Session:
         if prepared.keeps:
             prepared.kept = feeds, dict(zip(names, results, strict=True))
         elif given is not None and not self._untyped and all(feeds[name] is inputs[name] for name in inputs):
+            # (Strings are brought into another form each time.)
             shortcut = prepared.engine.shortcut(feeds, names)
             if shortcut is not None:
                 while len(self._shortcuts) >= REMEMBERED_SHAPES:
@@ -243,15 +245,15 @@ class Session:
         The first call runs the forward pass once more; from then on `forward` keeps what is needed. GraphError names a
         node that has no gradient, or keeps nothing because its `training?` is off.
         """
-        if self._last is None:
-            raise GraphError(
-                Finding("There is nothing to go back through yet.", remedy="Call forward first.", code="backward")
-            )
-        prepared, feeds = self._last
         names = self._wanted_gradients(wanted)
         asked = _ports(probes)
         control = Control(progress, cancel, {} if times else None, announce=self.announce)
         with self._lock:
+            if self._last is None:
+                raise GraphError(
+                    Finding("There is nothing to go back through yet.", remedy="Call forward first.", code="backward")
+                )
+            prepared, feeds = self._last
             self._shortcuts.clear()  # from now on a forward pass keeps more than its outputs
             found, kept = prepared.backward(feeds, self._seeds(gradients), names, asked, control)
         if progress is not None:

@@ -211,6 +211,15 @@ def test_onnx_runtime_computes_very_few_and_many_tokens(bits, zero_points, expec
     assert list(session.last_run.times) == ["moe"]
 
 
+def test_numba_is_not_loaded_for_what_onnx_runtime_computes(monkeypatch):
+    inputs, attributes = make_layer(hidden=64, inter=64, experts=5, block_size=32)
+    attributes["fc3_expert_weight_bits"] = 8  # of a projection that is not there
+    session = Session(graph_of(inputs, attributes))
+    monkeypatch.setattr(compiled_tiles, "compiled_loops", lambda: pytest.fail("loaded"))
+    for tokens in (0, 1, 61):
+        assert session.forward(fed(tokens, experts=5))["y"].shape == (tokens, 64)
+
+
 @pytest.mark.parametrize("weights", ["WORTH_A_CALL", "WORTH_LOADING"])
 def test_small_experts_and_small_layers_are_onnx_runtimes(weights, monkeypatch):
     inputs, attributes = make_layer(hidden=64, inter=64, experts=4, block_size=32)

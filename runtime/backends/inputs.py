@@ -19,7 +19,7 @@ _MISSING = object()
 
 
 def signature(names: Iterable[str], given: Any) -> tuple[Any, ...] | None:
-    """All that `Acceptor` and `Guard` look at, where a run is given arrays alone, one for each of the names."""
+    """What `Acceptor` and `Guard` look at, but for strings, where a run is given arrays alone, one for each name."""
     if type(given) is not dict:
         return None
     found: list[Any] = []

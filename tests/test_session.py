@@ -411,6 +411,36 @@ def test_rounding_that_the_graph_itself_asks_for_is_done_and_told() -> None:
     assert any(finding.node == "product" and finding.code == "accuracy-level" for finding in rounding.findings)
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("varying", ["s", "z", "sz", "overridable"])
+def test_rounding_is_left_out_where_its_kernel_gives_wrong_numbers(varying: str, precision: Any) -> None:
+    columns, rows, block = 64, 128, 32
+    codes = RNG.integers(0, 16, (rows, columns), np.uint8)
+    zeros = RNG.integers(0, 16, (rows, columns // block), np.uint8)
+    scales = RNG.uniform(0.5, 1, (rows, columns // block)).astype(np.float32)
+    weights = (codes.astype(np.float64) - np.repeat(zeros, block, 1)) * np.repeat(scales, block, 1)
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).reshape(rows, columns // block, block // 2)
+    tensors = {"w": packed, "s": scales.reshape(-1), "z": (zeros[:, ::2] | zeros[:, 1::2] << 4).reshape(-1)}
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {"x": tensor_input("float", "n", columns), "y": ("Output", {})}
+    parameters = {"K": columns, "N": rows, "bits": 4, "block_size": block, "accuracy_level": 4}
+    nodes["product"] = ("com.microsoft.MatMulNBits", parameters)
+    for name, array in tensors.items():
+        nodes[name] = constant(array)
+        if varying == "overridable" and name == "s":
+            nodes[name][1]["overridable"] = True
+        elif name in varying and varying != "overridable":
+            nodes[name] = tensor_input("float" if name == "s" else "uint8", *array.shape)
+    ports = {"A": "x", "B": "w", "scales": "s", "zero_points": "z"}
+    wires = {f"product.{port}": f"{name}.value" for port, name in ports.items()}
+    session = Session(graph_of(nodes, wires | {"y.value": "product.Y"}), precision=precision)
+    feeds = {"x": RNG.standard_normal((5, columns)).astype(np.float32)}
+    feeds |= {name: tensors[name] for name in session.inputs if name != "x"}
+    expected = feeds["x"].astype(np.float64) @ weights.T
+    found = session.forward(feeds)["y"]
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert any(finding.node == "product" and "left out" in finding.message for finding in session.findings)
+
+
 def test_dequantized_weights_stay_exact() -> None:
     columns, rows, block = 64, 64, 32
     codes = RNG.integers(-8, 8, (columns, rows)).astype(ml_dtypes.int4)

@@ -290,6 +290,7 @@ def _lower(model: ir.Model, precision: Literal["exact", "fast"]) -> list[Finding
     from runtime.lowering import lower
 
     findings = list(lower(model, precision=precision))
+    findings += [_not_rounded(node) for node in model.graph.all_nodes() if _rounds_wrongly(node)]
     if precision == "exact":
         findings += [_rounding(node) for node in model.graph.all_nodes() if _rounds_activations(node)]
     return findings
@@ -298,6 +299,28 @@ def _lower(model: ir.Model, precision: Literal["exact", "fast"]) -> list[Finding
 def _rounds_activations(node: ir.Node) -> bool:
     level = node.attributes.get("accuracy_level")
     return node.op_type == "MatMulNBits" and node.domain == "com.microsoft" and level is not None and level.value == 4
+
+
+def _rounds_wrongly(node: ir.Node) -> bool:
+    """Whether the kernel that rounds activations would put its weights together without their scales.
+
+    It does so when a session is made, and takes scales and zero points that are not known then for nothing at all.
+    """
+    return _rounds_activations(node) and any(
+        value is not None and (value.const_value is None or value.is_graph_input()) for value in node.inputs[2:4]
+    )
+
+
+def _not_rounded(node: ir.Node) -> Finding:
+    node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
+    return Finding(
+        "accuracy_level 4 is left out: ONNX Runtime gives wrong numbers with it where scales or zero points are no "
+        "constants.",
+        document_node(node),
+        "accuracy_level",
+        Severity.NOTE,
+        code="accuracy-level",
+    )
 
 
 def _rounding(node: ir.Node) -> Finding:

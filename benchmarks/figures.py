@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import subprocess
@@ -128,6 +129,30 @@ def beside(
         target,
         note,
     )
+
+
+def beside_anew(
+    what: str,
+    makes: Sequence[Callable[[], Callable[[], object]]],
+    *,
+    target: float,
+    note: str = "",
+    times: int,
+) -> Figure:
+    """The figure of two calls, each made anew several times, now one first, now the other: in milliseconds, as a ratio.
+
+    For what reads so much memory that chance decides about a tenth of its time: by where it comes to lie, and by the
+    processors on which threads wake up, which is decided anew in each turn.
+    """
+    found: list[list[float]] = [[], []]
+    for turn in range(times):
+        calls = {which: makes[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
+        for own, taken in zip(found, in_turn([calls[0], calls[1]], long=5.0), strict=True):
+            own += taken
+        del calls
+        gc.collect()
+    ours, peer = (statistics.median(own) * 1e3 for own in found)
+    return Figure(what, ours, "ms", spread(found[0]) * 1e3, peer, "ratio", target, note)
 
 
 def in_a_process(

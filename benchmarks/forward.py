@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
-from benchmarks.figures import THREADS, Figure, beside, in_a_process
+from benchmarks.figures import THREADS, Figure, beside, beside_anew, in_a_process
 from benchmarks.layers import Variant, feeds, layer, raw_session
 from qmoe_node import compiled_tiles
-from runtime import Session
+from runtime import Graph, Session
 
+SINGLE = 1
+SESSIONS = 6
+"""Sessions that a single token is measured with."""
 AS_IT_IS = {
     "4 bits, blocks of 32": (Variant(), "ratio", {1: 1.03, 16: 1 / 1.5, 128: 1.03, 512: 1.03}),
     "4 bits, rows": (Variant(block_size=0), "speed", {1: 2.5, 16: None, 128: 2.2}),
@@ -42,9 +47,11 @@ def figures(quick: bool) -> Iterator[Figure]:
         if quick and label not in ("4 bits, blocks of 32", "4 bits, rows", "2 bits, blocks of 32"):
             continue
         graph = layer(variant)
+        if SINGLE in targets and compared == "ratio":
+            yield _single(f"{label}, {SINGLE} tokens", graph, graph, "exact", quick)
         session, raw = Session(graph, threads=THREADS), raw_session(graph)
         for tokens, target in targets.items():
-            if quick and tokens in (16, 512):
+            if (quick and tokens in (16, 512)) or (tokens == SINGLE and compared == "ratio"):
                 continue
             given = feeds(tokens, variant)
             apart = _apart(session.forward(given)["y"], raw.run(None, given)[0])
@@ -64,6 +71,26 @@ def figures(quick: bool) -> Iterator[Figure]:
     yield from _fast(quick)
     if not quick:
         yield from _numpy()
+
+
+def _single(what: str, graph: Graph, peers: Graph, precision: Literal["exact", "fast"], quick: bool) -> Figure:
+    """One token, beside ONNX Runtime, by several sessions of each."""
+    given, found = feeds(SINGLE), {}
+
+    def ours() -> Callable[[], object]:
+        session = Session(graph, threads=THREADS, precision=precision)
+        found["ours"] = session.forward(given)["y"]
+        return lambda: session.forward(given)
+
+    def peer() -> Callable[[], object]:
+        raw = raw_session(peers)
+        found["peer"] = raw.run(None, given)[0]
+        return lambda: raw.run(None, given)
+
+    figure = beside_anew(what, (ours, peer), target=1.03, times=1 if quick else SESSIONS)
+    where = "" if quick else f", {SESSIONS} sessions each"
+    apart = f"apart {_apart(found['ours'], found['peer']):.0e}" if precision == "exact" else "peer: accuracy_level 4"
+    return replace(figure, note=apart + where)
 
 
 def _without_numba() -> Iterator[Figure]:
@@ -104,12 +131,13 @@ def _refused(quick: bool) -> Iterator[Figure]:
 
 def _fast(quick: bool) -> Iterator[Figure]:
     """Kernels that round activations, beside ONNX Runtime with accuracy_level 4."""
-    session = Session(layer(), threads=THREADS, precision="fast")
-    raw = raw_session(layer(Variant(accuracy_level=4)))
-    for tokens in (1, 128) if quick else (1, 16, 128):
+    label, peers = "precision fast, 4 bits, blocks of 32", layer(Variant(accuracy_level=4))
+    yield _single(f"{label}, {SINGLE} tokens", layer(), peers, "fast", quick)
+    session, raw = Session(layer(), threads=THREADS, precision="fast"), raw_session(peers)
+    for tokens in (128,) if quick else (16, 128):
         given = feeds(tokens)
         yield beside(
-            f"precision fast, 4 bits, blocks of 32, {tokens} tokens",
+            f"{label}, {tokens} tokens",
             lambda given=given: session.forward(given),  # type: ignore[misc]
             lambda given=given: raw.run(None, given),  # type: ignore[misc]
             target=1.03,

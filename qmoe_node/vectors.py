@@ -108,6 +108,11 @@ def _with_constants(count: int, arguments: Sequence[Any], generate: Callable[...
         numbers = [one.literal_value for one in constants]
 
         def code(context: Any, builder: Builder, signature: Any, values: Sequence[Value]) -> Value:
+            # numba leaves the stack as it finds it. Vectors for which there is no register would lie across lines of
+            # the cache, or across two pages, as chance has it: then loops take twice as long. A function that becomes
+            # part of another loses what is said of its stack.
+            builder.function.attributes.alignstack = STACK
+            builder.function.attributes.add("noinline")
             generate(builder, *numbers, *values[count:])
             return context.get_dummy_value()
 
@@ -117,6 +122,8 @@ def _with_constants(count: int, arguments: Sequence[Any], generate: Callable[...
 
 
 ADDRESS, SIZE = types.int64, types.int64
+STACK = 64
+"""Bytes: those of the longest vector."""
 
 
 @intrinsic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -113,20 +113,34 @@ def _refused(quick: bool) -> Iterator[Figure]:
     """What ONNX Runtime refuses as it is, beside the nearest that it runs, each through a session of ours."""
     if quick:
         return
-    plain = Session(layer(), threads=THREADS)
+    note = "peer: 4 bits, blocks of 32, float"
+    plain, near = layer(), {tokens: feeds(tokens) for tokens in (SINGLE, 16, 128)}
     for label, variant in REFUSED.items():
-        session = Session(layer(variant), threads=THREADS)
-        for tokens in (1, 16, 128):
-            given, near = feeds(tokens, variant), feeds(tokens)
+        graph, given = layer(variant), {tokens: feeds(tokens, variant) for tokens in near}
+        makes = _forward(graph, given[SINGLE]), _forward(plain, near[SINGLE])
+        single = f"{note}, {SESSIONS} sessions each"
+        yield beside_anew(f"{label}, {SINGLE} tokens", makes, target=1.1, note=single, times=SESSIONS)
+        session, peer = Session(graph, threads=THREADS), Session(plain, threads=THREADS)
+        for tokens in (16, 128):
             yield beside(
                 f"{label}, {tokens} tokens",
-                lambda session=session, given=given: session.forward(given),  # type: ignore[misc]
-                lambda near=near: plain.forward(near),  # type: ignore[misc]
+                lambda session=session, own=given[tokens]: session.forward(own),  # type: ignore[misc]
+                lambda peer=peer, own=near[tokens]: peer.forward(own),  # type: ignore[misc]
                 target=1.1,
-                note="peer: 4 bits, blocks of 32, float",
+                note=note,
             )
-        del session
+        del session, peer
         gc.collect()
+
+
+def _forward(graph: Graph, given: Mapping[str, np.ndarray]) -> Callable[[], Callable[[], object]]:
+    """Makes a session's forward pass."""
+
+    def make() -> Callable[[], object]:
+        session = Session(graph, threads=THREADS)
+        return lambda: session.forward(given)
+
+    return make
 
 
 def _fast(quick: bool) -> Iterator[Figure]:

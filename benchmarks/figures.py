@@ -138,6 +138,7 @@ def beside_anew(
     target: float,
     note: str = "",
     times: int,
+    long: float = 5.0,
 ) -> Figure:
     """The figure of two calls, each made anew several times, now one first, now the other: in milliseconds, as a ratio.
 
@@ -147,7 +148,7 @@ def beside_anew(
     found: list[list[float]] = [[], []]
     for turn in range(times):
         calls = {which: makes[which]() for which in ((0, 1) if turn % 2 else (1, 0))}
-        for own, taken in zip(found, in_turn([calls[0], calls[1]], long=5.0), strict=True):
+        for own, taken in zip(found, in_turn([calls[0], calls[1]], long=long), strict=True):
             own += taken
         del calls
         gc.collect()

@@ -87,8 +87,9 @@ def _single(what: str, graph: Graph, peers: Graph, precision: Literal["exact", "
         found["peer"] = raw.run(None, given)[0]
         return lambda: raw.run(None, given)
 
-    figure = beside_anew(what, (ours, peer), target=1.03, times=1 if quick else SESSIONS)
-    where = "" if quick else f", {SESSIONS} sessions each"
+    sessions, long = (1, 3.0) if quick else (SESSIONS, 5.0)
+    figure = beside_anew(what, (ours, peer), target=1.03, times=sessions, long=long)
+    where = "" if quick else f", {sessions} sessions each"
     apart = f"apart {_apart(found['ours'], found['peer']):.0e}" if precision == "exact" else "peer: accuracy_level 4"
     return replace(figure, note=apart + where)
 

@@ -209,6 +209,9 @@ def test_windows_that_were_closed_leave_nothing() -> None:
     application = QApplication.instance()
     assert isinstance(application, QApplication)
     gone: list[weakref.ref[Window]] = []
+    gc.collect()  # other tests' windows go now, not in between
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    application.processEvents()
     before = len(application.allWidgets()), threading.active_count()
     for _ in range(8):
         window = Window(snippets_folder() / "digits_moe.yaml")

@@ -72,6 +72,7 @@ def windows(qtbot: QtBot) -> Iterator[list[Window]]:
     for window in made:
         window.editor.show(Graph())
         window.close()
+        window.deleteLater()
 
 
 def open_window(windows: list[Window], path: Path | None = None) -> Window:
@@ -209,10 +210,7 @@ def test_windows_that_were_closed_leave_nothing() -> None:
     application = QApplication.instance()
     assert isinstance(application, QApplication)
     gone: list[weakref.ref[Window]] = []
-    gc.collect()  # other tests' windows go now, not in between
-    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-    application.processEvents()
-    before = len(application.allWidgets()), threading.active_count()
+    widgets, threads = set(application.allWidgets()), set(threading.enumerate())  # other tests' may go meanwhile
     for _ in range(8):
         window = Window(snippets_folder() / "digits_moe.yaml")
         window.show()
@@ -226,7 +224,8 @@ def test_windows_that_were_closed_leave_nothing() -> None:
         application.processEvents()
     gc.collect()
     assert not [ref for ref in gone if ref() is not None]
-    assert (len(application.allWidgets()), threading.active_count()) == before
+    assert not set(application.allWidgets()) - widgets
+    assert not set(threading.enumerate()) - threads
     assert not multiprocessing.active_children()
 
 

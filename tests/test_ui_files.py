@@ -205,26 +205,24 @@ def test_a_window_for_a_file_that_is_not_there_says_so(windows: list[Window], tm
     assert window.opening.isVisible() and "nothing.yaml" in window.opening.label.text()
 
 
-def test_windows_that_were_closed_leave_nothing() -> None:
+def test_windows_that_were_closed_leave_nothing(qapp: QApplication) -> None:
     """Widgets, threads and processes are those of one window after many."""
-    application = QApplication.instance()
-    assert isinstance(application, QApplication)
     gone: list[weakref.ref[Window]] = []
-    widgets, threads = set(application.allWidgets()), set(threading.enumerate())  # other tests' may go meanwhile
+    widgets, threads = set(qapp.allWidgets()), set(threading.enumerate())  # other tests' may go meanwhile
     for _ in range(8):
         window = Window(snippets_folder() / "digits_moe.yaml")
         window.show()
         window.runner.warm_up()
-        application.processEvents()
+        qapp.processEvents()
         gone.append(weakref.ref(window))
         assert window.close()
         window.deleteLater()
         del window
         QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
-        application.processEvents()
+        qapp.processEvents()
     gc.collect()
     assert not [ref for ref in gone if ref() is not None]
-    assert not set(application.allWidgets()) - widgets
+    assert not set(qapp.allWidgets()) - widgets
     assert not set(threading.enumerate()) - threads
     assert not multiprocessing.active_children()
 

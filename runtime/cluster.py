@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -19,8 +20,12 @@ AHEAD = 2
 """Tasks that a worker has at a time: one that it does, and one whose data is on its way."""
 ATTEMPTS = 3
 """Workers that may die at a task before it is held to be the task's fault."""
-AT_ONCE = 0.05
-"""Seconds of work that a worker is given at once where tasks take less: handing out costs about a millisecond."""
+AT_ONCE = 0.2
+"""Seconds of work that make one call, and after which a worker gives back what it has not begun of it."""
+WORTH_A_CALL = 0.02
+"""Seconds of work from which on a call is worth its two milliseconds of everybody's processors."""
+UNTRIED = 16
+"""Tasks that a worker is given at once at most while nobody knows how long one takes."""
 GROWTH = 5.0
 """Seconds between looks for machines that have joined the cluster."""
 PATIENCE = 60.0
@@ -152,6 +157,12 @@ class _Work:
     def is_done(self) -> bool:
         """Whether there is nothing to do or to wait for."""
         return not (self.more or self.again or self.under_way)
+
+    def put_back(self, tasks: Sequence[Task]) -> None:
+        """Takes back tasks that nobody has begun, to be done next."""
+        if tasks:
+            self.source, self.more = chain(tasks, self.source), True
+            self.left += len(tasks)
 
 
 class Cluster:
@@ -315,7 +326,7 @@ class Cluster:
                     method, arguments = calls[0]
                     reference = getattr(worker.actor, method).remote(*arguments)
                 else:
-                    reference = worker.actor.several.remote(calls)
+                    reference = worker.actor.several.remote(calls, AT_ONCE)
                 worker.under_way.append(reference)
                 work.under_way[reference] = _Call(worker, tasks, perf_counter())
 
@@ -346,9 +357,12 @@ class Cluster:
 
         A worker who is sent its rows gets one task, for memory's sake.
         """
-        if not worker.sight.reads or not work.seconds:
+        if not worker.sight.reads:
             return 1
-        return max(1, min(int(AT_ONCE / work.seconds), work.left // (AHEAD * self.workers)))
+        share = work.left // (AHEAD * self.workers)
+        if not work.seconds:
+            return max(1, min(UNTRIED, share))
+        return max(1, min(int(AT_ONCE / work.seconds), max(int(WORTH_A_CALL / work.seconds), share)))
 
     def _taken_in(self, reference: Any, work: _Work) -> Iterator[Done]:
         call = work.under_way.pop(reference)
@@ -360,7 +374,8 @@ class Cluster:
         try:
             found = self._ray.get(reference)
             values = found if len(tasks) > 1 else [found]
-            work.seconds = (now - max(call.begun, worker.answered)) / len(tasks)
+            work.seconds = (now - max(call.begun, worker.answered)) / len(values)
+            work.put_back(tasks[len(values) :])
         except self._ray.exceptions.RayTaskError as error:  # a mistake of ours in `Host`
             failed = Failure((Finding(f"Something went wrong on a worker: {error.cause}", code="internal"),))
             values = [failed] * len(tasks)
@@ -380,7 +395,7 @@ class Cluster:
                 yield Done(task, Failure((Finding(text, remedy=remedy, code="crash"),)), worker.number)
             return
         worker.answered = now
-        for task, value in zip(tasks, values, strict=True):
+        for task, value in zip(tasks, values, strict=False):
             yield Done(task, value, worker.number)
 
     def _call(self, worker: _Worker) -> None:

@@ -26,6 +26,9 @@ Rows = Mapping[str, np.ndarray]
 MUST_AGREE = ("qmoe-studio", "onnxruntime", "numpy")
 """The packages whose versions decide about numbers."""
 
+LARGE = 64 << 20
+"""Bytes of results from which on a worker sends them before it makes more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -152,9 +155,20 @@ class Host:
         sight = self._look(places) if places is not None else Sight()
         return {"host": socket.gethostname(), "process": os.getpid(), "sight": sight}
 
-    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]]) -> list[Any]:
-        """Calls methods of this one after the other."""
-        return [getattr(self, method)(*arguments) for method, arguments in calls]
+    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]], seconds: float) -> list[Any]:
+        """Calls methods of this one after the other; none is begun after `seconds`, nor when results are `LARGE`.
+
+        There are fewer results than calls then.
+        """
+        results: list[Any] = []
+        end, size = perf_counter() + seconds, 0
+        for method, arguments in calls:
+            results.append(getattr(self, method)(*arguments))
+            if isinstance(results[-1], Scored):
+                size += sum(array.nbytes for array in results[-1].outputs.values())
+            if perf_counter() >= end or size >= LARGE:
+                break
+        return results
 
     def adopt(self, key: str, session: Runs) -> None:
         """Takes what runs the graph of a key, instead of a session of its own."""

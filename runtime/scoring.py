@@ -32,7 +32,7 @@ BATCH = 256
 BATCHES_IN_A_SHARD = 16
 MOST_WRITING = 4
 """Results that wait in memory until they are written, before whoever makes them waits, too."""
-TOGETHER = 0.05
+TOGETHER = 0.02
 """Seconds in which files that workers have written are gathered, to be put in place together."""
 
 

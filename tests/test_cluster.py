@@ -262,6 +262,29 @@ def test_who_dies_at_one_of_several_tasks_dies_of_that_one_only(nodes: Any, tmp_
         pool.close()
 
 
+def test_what_a_worker_gives_back_is_done_once(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody knows at first how long a task takes: a worker who is given too many gives back what it has not begun."""
+    np.save(tmp_path / "d.npy", (np.arange(10) + np.arange(200)[:, None]).reshape(-1) % 10)
+    returned: list[int] = []
+    put_back = cluster._Work.put_back
+
+    def counted(work: Any, tasks: Any) -> None:
+        returned.append(len(tasks))
+        put_back(work, tasks)
+
+    monkeypatch.setattr(cluster, "AT_ONCE", 0.0)
+    monkeypatch.setattr(cluster._Work, "put_back", counted)
+    pool = Cluster(nodes.address, 2, [{"graph": looked_up()}], Opening())
+    try:
+        pool.show(Places(open_data(tmp_path / "d.npy", "index").source(), None))
+        ranges = [Task(index, "score", (Range(index * 10, index * 10 + 10, 10),)) for index in range(200)]
+        found = [(done.task.index, done.value.outputs["row"]) for done in pool.map(iter(ranges), count=200)]
+    finally:
+        pool.close()
+    assert max(returned) == cluster.UNTRIED - 1
+    assert len(found) == 200 and all_once(dict(found), 200, 10)
+
+
 def test_a_worker_with_another_version_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "versions", lambda: {"qmoe-studio": "9.9", "onnxruntime": "1", "numpy": "2"})
     with pytest.raises(GraphError, match=r"has qmoe-studio 0\.1\.0; here is 9\.9, and numbers must be the same"):

@@ -23,7 +23,7 @@ from runtime.cluster import Here
 from runtime.datasets import open_data
 from runtime.errors import Cancelled, FileError, GraphError, StudioError
 from runtime.graph import Graph
-from runtime.hosting import Opening
+from runtime.hosting import Host, Opening, Piece, Scored
 from runtime.scoring import described, job_of, score
 from runtime.session import Session
 from runtime.shards import Results, read_manifest, read_results
@@ -175,6 +175,20 @@ def test_what_is_damaged_or_half_written_is_done_again(tmp_path: Path) -> None:
     done = [event["index"] for event in events if event["event"] == "shard"]
     assert done == [1, 2, *range(there, 20)]
     assert np.array_equal(np.concatenate([p["row"] for p in read_results(out)]), TABLE[np.arange(400) % 10])
+
+
+def test_a_worker_gives_back_what_would_take_too_long_or_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host()
+    host.prepare({"graph": looked_up()}, Opening())
+    piece = Piece(0, {"index": np.arange(10)}, 10)
+    calls = [("score", (piece,))] * 5
+    scored = host.score(piece)
+    assert isinstance(scored, Scored)
+    size = sum(array.nbytes for array in scored.outputs.values())
+    assert len(host.several(calls, 60.0)) == 5
+    assert len(host.several(calls, 0.0)) == 1
+    monkeypatch.setattr("runtime.hosting.LARGE", 2 * size)
+    assert len(host.several(calls, 60.0)) == 2
 
 
 @pytest.mark.parametrize(

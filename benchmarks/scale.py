@@ -2,8 +2,8 @@
 
 MS is what a token takes of one thread in the layer of gpt-oss-20b, in milliseconds (`python -m benchmarks cluster`),
 CALL what handing out one part takes, in milliseconds. What else the command's own process does is measured here: it
-routes and adds up, and copies what it sends and gets. It does one batch after the other, so that terms add up. Prints
-tables as Markdown.
+routes and adds up, and copies what it sends and gets. While workers do one batch it does the next, so that the longest
+term decides. Prints tables as Markdown.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+
+from runtime.hosting import Failure, Host, Rows
 
 WORKERS = (1, 2, 8, 64, 256, 1024)
 NETWORKS = {"1 Gbit/s": 1.25e8, "10 Gbit/s": 1.25e9, "100 Gbit/s": 1.25e10}
 """Bytes a second."""
 TOKENS = 4096
 """In a batch."""
+WAITED = 0.05 / 256
+"""Seconds that a worker who only waits does so for each of its rows."""
 SENT_ROWS = 256
 """Rows that a worker gets of such a batch when 64 share it."""
 
@@ -82,7 +88,7 @@ def table(shape: Shape, terms: Terms) -> str:
         used = min(workers, shape.experts)
         batches = [terms.batch(shape, workers, speed) for speed in NETWORKS.values()]
         ten = batches[list(NETWORKS).index("10 Gbit/s")]
-        cells = [f"{TOKENS / sum(batch.values()):,.0f}" for batch in batches]
+        cells = [f"{TOKENS / max(batch.values()):,.0f}" for batch in batches]
         kernels = f"{TOKENS / ten['kernels']:,.0f}"
         row = [f"{workers:,}", f"{shape.packed / used / 1e6:,.0f} MB", kernels, *cells, max(ten, key=ten.__getitem__)]
         lines.append("| " + " | ".join(row) + " |")
@@ -114,13 +120,17 @@ def measured_routing() -> float:
 
     graph = shard(layer(), 2)
 
-    def elsewhere(calls: Any) -> list[Mapping[str, Any]]:
-        return [{"output": feeds["input"]} for _, feeds in calls]
-
-    session = PartedSession(graph, parts_of(graph), elsewhere, threads=1)
+    session = PartedSession(graph, parts_of(graph), threads=1)
     random = np.random.default_rng(0)
     feeds = {name: random.standard_normal((TOKENS, size), np.float32) for name, size in (("x", 2880), ("router", 32))}
-    return _median(lambda: session.forward(feeds)) / (TOKENS * GPT_OSS.sent)
+
+    def batch() -> None:
+        steps = session.steps(feeds)
+        calls = next(steps)
+        with suppress(StopIteration):
+            steps.send([{"output": own["input"]} for _, own in calls])
+
+    return _median(batch) / (TOKENS * GPT_OSS.sent)
 
 
 def measured_copying() -> float:
@@ -149,6 +159,38 @@ def measured_copying() -> float:
         pool.close()
 
 
+class Waiting(Host):
+    """A worker whose kernels take time, and nobody's processors: as on a machine of its own."""
+
+    def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
+        time.sleep(feeds["input"].size / GPT_OSS.hidden * WAITED)
+        return {"output": feeds["input"]}
+
+
+def measured_overlap(tokens: int, workers: int) -> tuple[float, float]:
+    """Seconds for a batch of many, and for one alone, with workers that only wait."""
+    from benchmarks.layers import layer
+    from qmoe_node.sharding import shard
+    from runtime.cluster import Task
+    from runtime.hosting import Opening
+    from runtime.parts import parts_of
+    from runtime.spread import Spread
+
+    graph = shard(layer(), workers)
+    random = np.random.default_rng(0)
+    feeds = {name: random.standard_normal((tokens, size), np.float32) for name, size in (("x", 2880), ("router", 32))}
+    with patch("runtime.cluster.Host", Waiting):
+        pool = Spread(graph, parts_of(graph), "local", workers, Opening(threads=1), {}, lambda event: None)
+    try:
+        list(pool.map(Task(index, "run", ("graph", feeds)) for index in range(6)))  # all workers are there
+        start = time.perf_counter()
+        list(pool.map(Task(index, "run", ("graph", feeds)) for index in range(40)))
+        many = (time.perf_counter() - start) / 40
+        return many, _median(lambda: list(pool.map([Task(0, "run", ("graph", feeds))])))
+    finally:
+        pool.close()
+
+
 def main() -> None:
     """Prints the tables."""
     own, call = float(sys.argv[1]) / 1e3, float(sys.argv[2]) / 1e3
@@ -162,8 +204,14 @@ def main() -> None:
         own_point = crossing(shape, terms, 1 / (copying + routing))
         print(f"\nThe network takes longer than the kernels from so many workers on: {points};")
         print(f"the process that routes, from {own_point:.1f} on.\n")
-    parts = 128 * own / 2 + 128 * GPT_OSS.sent * (copying + routing) + 2 * call
-    print(f"Two workers of one machine, 128 tokens: {parts * 1e3:.0f} ms.")
+    # On one machine they use the same processors.
+    parts = (128 * own + 128 * GPT_OSS.sent * (copying + routing) + 2 * call) / 2
+    print(f"Two workers of one machine with two processors, 128 tokens: {parts * 1e3:.0f} ms.")
+    for tokens in (128, 512):
+        many, alone = measured_overlap(tokens, 8)
+        kernels = tokens * GPT_OSS.k / 8 * WAITED
+        print(f"Eight workers that wait {kernels * 1e3:.1f} ms for each batch of {tokens} tokens: {many * 1e3:.1f} ms")
+        print(f"a batch, and {alone * 1e3:.1f} ms for one alone.")
 
 
 if __name__ == "__main__":

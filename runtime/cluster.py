@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -143,26 +142,33 @@ class _Call:
 
 @dataclass(slots=True)
 class _Work:
-    """Where a round of tasks stands. `left` are those still in `source`, if it is known how many there are; `seconds`
-    is how long one takes, as far as one knows."""
+    """Where a round of tasks stands. `left` are those still to come, if it is known how many there are; `more` says
+    whether there was one when one was last looked for; `seconds` is how long one takes, as far as one knows."""
 
     source: Iterator[Task]
     left: int
     more: bool = True
     seconds: float = 0.0
+    returned: deque[Task] = field(default_factory=deque)
     again: deque[Task] = field(default_factory=deque)
     under_way: dict[Any, _Call] = field(default_factory=dict)
 
     @property
     def is_done(self) -> bool:
         """Whether there is nothing to do or to wait for."""
-        return not (self.more or self.again or self.under_way)
+        return not (self.more or self.returned or self.again or self.under_way)
+
+    def take(self) -> Task | None:
+        """The next task; None if there is none now."""
+        task = self.returned.popleft() if self.returned else next(self.source, None)
+        self.more = task is not None
+        self.left -= self.more
+        return task
 
     def put_back(self, tasks: Sequence[Task]) -> None:
         """Takes back tasks that nobody has begun, to be done next."""
-        if tasks:
-            self.source, self.more = chain(tasks, self.source), True
-            self.left += len(tasks)
+        self.returned.extendleft(reversed(tasks))
+        self.left += len(tasks)
 
 
 class Cluster:
@@ -273,7 +279,10 @@ class Cluster:
     # -- tasks ----------------------------------------------------------------------------------------------------
 
     def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
-        """Does tasks. One at which workers die again and again gives a `Failure`."""
+        """Does tasks. One at which workers die again and again gives a `Failure`.
+
+        Tasks may run out, and go on when a result was taken.
+        """
         work = _Work(iter(tasks), count)
         try:
             while True:
@@ -340,12 +349,10 @@ class Cluster:
             return [task]
         tasks: list[Task] = []
         at_once = self._at_once(worker, work)
-        while not work.again and len(tasks) < at_once:
-            task = next(work.source, None)
+        while len(tasks) < at_once:
+            task = work.take()
             if task is None:
-                work.more = False
                 break
-            work.left -= 1
             if task.owner in (None, worker.number):
                 tasks.append(task)
             else:

@@ -10,19 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from runtime.backends.control import Progress
-from runtime.cluster import LOCAL, Cluster, Here, Pool, Task, Tell, sentence
+from runtime.cluster import LOCAL, Cluster, Here, Pool, Tell, sentence
 from runtime.datasets import open_data
 from runtime.errors import Finding, GraphError
 from runtime.graph import Graph, PortRef
 from runtime.guard import input_names
-from runtime.hosting import Failure, Opening
+from runtime.hosting import Opening
 from runtime.interrupts import in_a_thread
-from runtime.parts import Call, PartedSession, alone, parts_of
+from runtime.parts import parts_of
 from runtime.reports import console, errors, given_values, opened
 from runtime.scoring import described, job_of, score
-from runtime.session import Run
 from runtime.shards import LOG, MANIFEST, Results, Skipped
+from runtime.spread import Spread
 
 MOST_NAMED = 4
 """Workers that are named one by one where there is little room."""
@@ -93,40 +92,6 @@ def _take_back(out: Path, was_there: bool, token: str) -> None:
             out.rmdir()
 
 
-class SpreadSession:
-    """A spread graph that runs with the workers of a cluster; what `qmoe run` needs of a `Session`."""
-
-    def __init__(self, graph: Graph, cluster: str, workers: int | None, opening: Opening) -> None:
-        """GraphError if the graph is not spread."""
-        parts = parts_of(graph)
-        if not parts:
-            raise GraphError(
-                Finding(
-                    "A single run has nothing to spread: the graph has no parts.",
-                    remedy="Spread its experts (qmoe shard), or give a data set (--data).",
-                    code="cluster",
-                )
-            )
-        self._pool = Spread(graph, parts, cluster, workers, opening, {}, lambda event: None)
-        self.inputs = self._pool.inputs
-        self.optional: frozenset[str] = frozenset()
-        self.findings: list[Finding] = []
-        self.last_run = Run()
-
-    def forward(
-        self, feeds: Mapping[str, Any], *, progress: Progress | None = None, cancel: threading.Event | None = None
-    ) -> dict[str, Any]:
-        """Runs the graph once; `progress` is not called. GraphError names the node that failed."""
-        (done,) = self._pool.map([Task(0, "run", ("graph", feeds))], cancel)
-        if isinstance(done.value, Failure):
-            raise GraphError(done.value.findings)
-        return dict(done.value)
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self._pool.close()
-
-
 # -- workers ----------------------------------------------------------------------------------------------------------
 
 
@@ -151,51 +116,6 @@ def _pool(
     if not parts:
         return Cluster(cluster, workers, [{"graph": graph}], opening, fixed, tell, spare, most)
     return Spread(graph, parts, cluster, workers, opening, fixed, tell, spare)
-
-
-class Spread(Here):
-    """A spread graph: this process runs what is between the parts, and workers have a part each, or several."""
-
-    def __init__(
-        self,
-        graph: Graph,
-        parts: Mapping[str, int],
-        cluster: str,
-        workers: int | None,
-        opening: Opening,
-        fixed: Mapping[str, Any],
-        tell: Tell,
-        spare: int = 0,
-    ) -> None:
-        super().__init__({"graph": graph}, opening, fixed)
-        count = min(workers or len(set(parts.values())), len(set(parts.values())))
-        numbers = {part: index % count for index, part in enumerate(sorted(set(parts.values())))}
-        self._owners = {node: numbers[part] for node, part in parts.items()}
-        graphs = [
-            {node: alone(graph, node) for node, owner in self._owners.items() if owner == number}
-            for number in range(count)
-        ]
-        self._cluster = Cluster(cluster, count, graphs, opening, tell=tell, spare=spare)
-        self.workers = count
-        try:
-            session = PartedSession(graph, parts, self._elsewhere, opening.backend, opening.threads, opening.precision)
-            self._host.adopt("graph", session)
-            self.inputs = session.inputs
-        except BaseException:
-            self._cluster.close()
-            raise
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self._cluster.close()
-
-    def _elsewhere(self, calls: Sequence[Call]) -> list[Mapping[str, Any]]:
-        tasks = [Task(index, "run", call, self._owners[call[0]]) for index, call in enumerate(calls)]
-        found = {done.task.index: done.value for done in self._cluster.map(tasks, self._host.cancel)}
-        for value in found.values():
-            if isinstance(value, Failure):
-                raise GraphError(value.findings)
-        return [found[index] for index in range(len(calls))]
 
 
 # -- showing ----------------------------------------------------------------------------------------------------------

@@ -6,10 +6,10 @@ import os
 import socket
 import threading
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -89,6 +89,11 @@ class Piece:
         """How many rows."""
         return len(next(iter(self.rows.values())))
 
+    @property
+    def stop(self) -> int:
+        """The row after the last."""
+        return self.start + self.count
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -116,10 +121,44 @@ class Sight:
     troubles: tuple[str, ...] = ()
 
 
-class Runs(Protocol):
-    """What runs a graph: a session."""
+class Found:
+    """What the batches of a piece gave so far, in any order. `failure` is set as soon as the piece has failed;
+    `seconds` are for whoever runs them to count."""
 
-    def forward(self, inputs: Rows, /) -> dict[str, Any]: ...
+    def __init__(self, piece: Piece | Range) -> None:
+        self.failure: Failure | None = None
+        self.seconds = 0.0
+        self._piece = piece
+        self._outputs: dict[int, Mapping[str, np.ndarray]] = {}
+        self._skipped: dict[int, Skipped] = {}
+
+    def add(self, start: int, outputs: Mapping[str, np.ndarray]) -> None:
+        """Takes the outputs of the batch whose first row is `start`."""
+        self._outputs[start] = outputs
+
+    def add_error(self, start: int, error: Exception, may_skip: bool) -> None:
+        """Sets a batch aside, if it may be and the piece says so; else the piece fails with it."""
+        rows = start, start + self._count(start)
+        failed = replace(failure(error), rows=rows)
+        if self._piece.skip_bad and may_skip:
+            self._skipped[start] = Skipped(*rows, "\n".join(map(str, failed.findings)))
+        elif self.failure is None:
+            self.failure = failed
+
+    def scored(self) -> Scored | Failure:
+        """All batches together, when they are there."""
+        if self.failure is not None:
+            return self.failure
+        starts = sorted(self._outputs)
+        try:
+            outputs, per = _joined([self._outputs[start] for start in starts], [self._count(start) for start in starts])
+        except GraphError as error:
+            return Failure(error.findings)
+        skipped = tuple(self._skipped[start] for start in sorted(self._skipped))
+        return Scored(outputs, per, skipped, self.seconds)
+
+    def _count(self, start: int) -> int:
+        return min(self._piece.batch, self._piece.stop - start)
 
 
 class Host:
@@ -129,7 +168,7 @@ class Host:
         self._graphs: dict[str, Graph] = {}
         self._opening = Opening()
         self._fixed: dict[str, np.ndarray] = {}
-        self._sessions: dict[str, Runs] = {}
+        self._sessions: dict[str, Session] = {}
         self._gradients: GradientRunner | None = None
         self._source: Source | None = None
         self._folder: Folder | None = None
@@ -170,10 +209,6 @@ class Host:
                 break
         return results
 
-    def adopt(self, key: str, session: Runs) -> None:
-        """Takes what runs the graph of a key, instead of a session of its own."""
-        self._sessions[key] = session
-
     def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
         """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
         try:
@@ -200,43 +235,34 @@ class Host:
             troubles.append(f"does not see the folder {places.results.path}, and sends its results")
         return Sight(self._source is not None, tuple(troubles))
 
-    def _batches(self, piece: Piece | Range) -> Iterator[tuple[int, Rows]]:
+    def batches(self, piece: Piece | Range) -> Iterator[tuple[int, Rows]]:
         """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""
         if isinstance(piece, Range):
             assert self._source is not None, "a range is for who has seen the data"
             firsts = range(piece.start, piece.stop, piece.batch)
-            yield from zip(firsts, self._source.batches(piece.start, piece.stop, piece.batch), strict=True)
-            return
-        for first in range(0, piece.count, piece.batch):
-            yield piece.start + first, {name: array[first : first + piece.batch] for name, array in piece.rows.items()}
+            rows: Iterable[Rows] = self._source.batches(piece.start, piece.stop, piece.batch)
+        else:
+            firsts = range(0, piece.count, piece.batch)
+            rows = ({name: a[first : first + piece.batch] for name, a in piece.rows.items()} for first in firsts)
+            firsts = range(piece.start, piece.start + piece.count, piece.batch)
+        for first, own in zip(firsts, rows, strict=True):
+            yield first, {**self._fixed, **own}
 
     def _scored(self, piece: Piece | Range) -> Scored | Failure:
-        seconds = 0.0
-        parts: list[dict[str, np.ndarray]] = []
-        counts: list[int] = []
-        skipped: list[Skipped] = []
-        for start, rows in self._batches(piece):
-            count = len(next(iter(rows.values())))
+        found = Found(piece)
+        for start, feeds in self.batches(piece):
             if self.cancel.is_set():
                 raise Cancelled("cancelled")
             begun = perf_counter()
             try:
-                outputs = self._session("graph").forward({**self._fixed, **rows})
+                found.add(start, self._session("graph").forward(feeds))
             except Exception as error:
-                failed = replace(failure(error), rows=(start, start + count))
-                if not piece.skip_bad or "graph" not in self._sessions:  # a graph that does not open is no bad batch
-                    return failed
-                skipped.append(Skipped(start, start + count, "\n".join(map(str, failed.findings))))
-                continue
+                found.add_error(start, error, "graph" in self._sessions)
+                if found.failure is not None:
+                    break
             finally:
-                seconds += perf_counter() - begun
-            parts.append(outputs)
-            counts.append(count)
-        try:
-            outputs, per = _joined(parts, counts)
-        except GraphError as error:
-            return Failure(error.findings)
-        return Scored(outputs, per, tuple(skipped), seconds)
+                found.seconds += perf_counter() - begun
+        return found.scored()
 
     def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
         """Runs one graph once."""
@@ -259,7 +285,7 @@ class Host:
         except Exception as error:
             return failure(error)
 
-    def _session(self, key: str) -> Runs:
+    def _session(self, key: str) -> Session:
         if key not in self._sessions:
             opening = self._opening
             self._sessions[key] = Session(

@@ -6,7 +6,7 @@ what one worker holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,8 +25,7 @@ PARTS = "parts"
 
 Call = tuple[str, Mapping[str, Any]]
 """A node that runs elsewhere, and the values of its inputs by name."""
-Elsewhere = Callable[[Sequence[Call]], Sequence[Mapping[str, Any]]]
-"""Runs nodes and gives their outputs by name, in the same order."""
+Steps = Generator[Sequence[Call], Sequence[Mapping[str, Any]], dict[str, Any]]
 
 
 def parts_of(graph: Graph) -> dict[str, int]:
@@ -141,13 +140,12 @@ def _stage(
 
 
 class PartedSession:
-    """A graph that runs here but for some of its nodes; `forward` as a `Session`'s."""
+    """A graph that runs here but for some of its nodes."""
 
     def __init__(
         self,
         graph: Graph,
         nodes: Collection[str],
-        elsewhere: Elsewhere,
         backend: Literal["onnxruntime", "numpy"] = "onnxruntime",
         threads: int | None = None,
         precision: Literal["exact", "fast"] = "exact",
@@ -156,7 +154,7 @@ class PartedSession:
         errors = [finding for finding in graph.checker.findings() if finding.severity is Severity.ERROR]
         if errors:
             raise GraphError(errors)
-        self._graph, self._elsewhere = graph.copy(), elsewhere
+        self._graph = graph.copy()
         self.inputs: dict[str, ValueType] = {
             name: graph.checker.type_of(PortRef(id, "value")) for id, name in input_names(graph).items()
         }
@@ -176,8 +174,9 @@ class PartedSession:
         }
         self._acceptor = Acceptor(self.inputs, self.optional)
 
-    def forward(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the graph once and returns its outputs by name."""
+    def steps(self, inputs: Mapping[str, Any]) -> Steps:
+        """Runs the graph once: gives the calls of nodes that run elsewhere, is sent what they gave, in the same order,
+        and returns the outputs by name. Several runs may be under way."""
         feeds = self._acceptor.accept(inputs)
         values: dict[PortRef, Any] = {
             port: feeds[name] if name in feeds else self._defaults[name].array() for port, name in self._inputs.items()
@@ -191,7 +190,7 @@ class PartedSession:
             results |= {name: outputs[name] for name in self._outputs if name in outputs}
             if stage.elsewhere:
                 calls = [(node, self._inputs_of(node, values)) for node in stage.elsewhere]
-                for (node, _), found in zip(calls, self._elsewhere(calls), strict=True):
+                for (node, _), found in zip(calls, (yield calls), strict=True):
                     values |= {PortRef(node, port): value for port, value in found.items()}
         for name, source in self._outputs.items():
             if name not in results:

@@ -27,8 +27,8 @@ from runtime.tensors import Tensor
 from runtime.types import ElementType, TensorType, ValueType
 
 if TYPE_CHECKING:
-    from runtime.cluster_commands import SpreadSession
     from runtime.session import Session
+    from runtime.spread import SpreadSession
 
 _T = TypeVar("_T")
 
@@ -90,8 +90,8 @@ def run(
             session = Session(graph, backend, threads=threads, precision=precision, as_is=as_is)
             options = {"probes": probes, "check_numerics": check_numerics, "times": times}
         else:
-            from runtime.cluster_commands import SpreadSession
             from runtime.hosting import Opening
+            from runtime.spread import SpreadSession
 
             session, options = SpreadSession(graph, cluster, workers, Opening(backend, threads, precision)), {}
             ends.callback(session.close)

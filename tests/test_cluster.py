@@ -25,10 +25,12 @@ from runtime.datasets import open_data
 from runtime.errors import Cancelled, GraphError, StudioError
 from runtime.graph import Graph
 from runtime.hosting import Failure, Opening, Piece, Places, Range, Scored
+from runtime.parts import parts_of
 from runtime.scoring import Job, described, job_of, score
 from runtime.session import Session
 from runtime.shards import Folder, Results, read_manifest, read_results
 from runtime.spans import Source
+from runtime.spread import Spread
 from runtime.tensors import Tensor
 from runtime.training.parallel import ClusterRunner
 from runtime.training.trainer import Settings, Trainer
@@ -283,6 +285,28 @@ def test_what_a_worker_gives_back_is_done_once(nodes: Any, tmp_path: Path, monke
         pool.close()
     assert max(returned) == cluster.UNTRIED - 1
     assert len(found) == 200 and all_once(dict(found), 200, 10)
+
+
+def test_a_spread_graph_loses_nothing_when_who_has_a_part_is_killed(nodes: Any) -> None:
+    graph = load(DIGITS)
+    random = np.random.default_rng(0)
+    x, y = random.uniform(0, 1, (2000, 64)).astype(np.float32), np.zeros(2000, np.int64)
+    whole = Session(graph).forward({"x": x, "y": y})["logits"]
+    cut = shard(graph, 2)
+    events: list[dict[str, Any]] = []
+    pool = Spread(cut, parts_of(cut), nodes.address, 2, Opening(), {}, events.append)
+    found: dict[int, np.ndarray] = {}
+    try:
+        pieces = (Piece(a, {"x": x[a : a + 50], "y": y[a : a + 50]}, 10) for a in range(0, 2000, 50))
+        for done in pool.map(Task(index, "score", (piece, index)) for index, piece in enumerate(pieces)):
+            assert done.task.index not in found
+            found[done.task.index] = done.value.outputs["logits"]
+            if len(found) in (5, 20):
+                os.kill([event for event in events if event["event"] == "worker"][-1]["process"], signal.SIGKILL)
+    finally:
+        pool.close()
+    assert sum(event["event"] == "worker lost" for event in events) >= 2
+    np.testing.assert_allclose(np.concatenate([found[index] for index in range(40)]), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_a_worker_with_another_version_is_refused(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,11 +100,23 @@ def feeds_for(graph: Graph, tokens: int, seed: int = 0) -> dict[str, np.ndarray]
     return feeds
 
 
-def apart(graph: Graph, backend: Any = "onnxruntime") -> PartedSession:
+class Apart:
     """The graph with every part in a session of its own."""
-    parts = parts_of(graph)
-    sessions = {node: Session(alone(graph, node), backend) for node in parts}
-    return PartedSession(graph, parts, lambda calls: [sessions[node].forward(feeds) for node, feeds in calls], backend)
+
+    def __init__(self, graph: Graph, backend: Any = "onnxruntime") -> None:
+        parts = parts_of(graph)
+        self.sessions = {node: Session(alone(graph, node), backend) for node in parts}
+        self.between = PartedSession(graph, parts, backend)
+
+    def forward(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        steps = self.between.steps(feeds)
+        calls = next(steps)
+        while True:
+            try:
+                calls = steps.send([self.sessions[node].forward(own) for node, own in calls])
+            except StopIteration as end:
+                outputs: dict[str, Any] = end.value
+                return outputs
 
 
 def wide(array: np.ndarray) -> np.ndarray:
@@ -131,7 +143,7 @@ def test_a_spread_mixture_gives_the_numbers_of_the_whole(
     whole = Session(graph, backend).forward(feeds)["y"]
     spread = shard(graph, parts)
     assert check(spread) == []
-    for session in (Session(spread, backend), apart(spread, backend)):
+    for session in (Session(spread, backend), Apart(spread, backend)):
         found = session.forward(feeds)["y"]
         assert found.dtype == whole.dtype and found.shape == whole.shape
         np.testing.assert_allclose(found, whole, rtol=1e-6, atol=1e-6 * max(1.0, float(np.abs(whole).max(initial=0))))
@@ -240,12 +252,12 @@ def test_values_are_brought_from_every_stage_to_those_that_need_them() -> None:
     graph.wire("late.C", "product.value")
     spread = shard(graph, 2)
     feeds = feeds_for(graph, 6)
-    whole, found = Session(graph).forward(feeds), apart(spread).forward(feeds)
+    whole, found = Session(graph).forward(feeds), Apart(spread).forward(feeds)
     assert list(found) == list(whole)
     for name in whole:
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-5, atol=1e-5)
     with pytest.raises(GraphError, match="logits"):
-        apart(spread).forward({"x": feeds["x"]})
+        Apart(spread).forward({"x": feeds["x"]})
 
 
 def test_a_session_of_the_spread_layer_keeps_no_weights_of_other_parts() -> None:
@@ -273,7 +285,7 @@ def equal(whole: Graph, spread: Graph, tokens: int = 5) -> None:
     assert check(spread) == []
     feeds = feeds_for(whole, tokens)
     expected = Session(whole).forward(feeds)
-    for session in (Session(spread), Session(spread, "numpy"), apart(spread)):
+    for session in (Session(spread), Session(spread, "numpy"), Apart(spread)):
         found = session.forward(feeds)
         assert list(found) == list(expected)
         for name, value in expected.items():
@@ -355,7 +367,7 @@ def test_weights_that_a_run_may_replace_are_not_spread() -> None:
     spread = shard(graph, 2)
     equal(graph, spread)
     feeds = feeds_for(graph, 3) | {"factor": np.ones(32, np.float32)}
-    whole, found = Session(graph).forward(feeds)["y"], apart(spread).forward(feeds)["y"]
+    whole, found = Session(graph).forward(feeds)["y"], Apart(spread).forward(feeds)["y"]
     np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-5)
 
 
@@ -366,7 +378,7 @@ def test_what_is_not_counted_by_experts_is_not_cut() -> None:
     spread = shard(graph, 2)
     feeds = feeds_for(graph, 4)
     np.testing.assert_allclose(
-        apart(spread).forward(feeds)["y"], Session(graph).forward(feeds)["y"], rtol=1e-5, atol=1e-5
+        Apart(spread).forward(feeds)["y"], Session(graph).forward(feeds)["y"], rtol=1e-5, atol=1e-5
     )
 
 

@@ -95,7 +95,7 @@ class Spread:
 
     def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
         """Does tasks of the methods "score" and "run"; see `Pool`."""
-        flow = Flow(self._session, self._host, self._owners, (Job(task, self._sight) for task in tasks))
+        flow = Flow(self._session, self._host, self._owners, tasks, self._sight)
         while not flow.is_done:
             for done in self._cluster.map(flow, cancel):
                 flow.take(done)
@@ -117,7 +117,7 @@ class Spread:
         self._cluster.close()
 
 
-class Job:
+class _Job:
     """A task that is done batch by batch. `is_read` says that there are no more batches, `under_way` how many run."""
 
     def __init__(self, task: Task, sight: Sight) -> None:
@@ -168,7 +168,7 @@ class Job:
 class _Batch:
     """Rows of a job on their way through the graph; `missing` of the `results` of its last calls are still to come."""
 
-    job: Job
+    job: _Job
     start: int
     steps: Steps
     begun: float
@@ -183,10 +183,12 @@ class Flow(Iterator[Task]):
     Ends where there is nothing to call until a result is taken, and goes on after that.
     """
 
-    def __init__(self, session: PartedSession, host: Host, owners: Mapping[str, int], jobs: Iterator[Job]) -> None:
-        """`owners` are the workers who have the nodes that run elsewhere."""
+    def __init__(
+        self, session: PartedSession, host: Host, owners: Mapping[str, int], tasks: Iterable[Task], sight: Sight
+    ) -> None:
+        """`owners` are the workers who have the nodes that run elsewhere; `sight` is what `host` sees."""
         self._session, self._host, self._owners = session, host, owners
-        self._batches = self._read(jobs)
+        self._batches = self._read(tasks, sight)
         self._is_read = False
         self._calls: deque[Task] = deque()
         self._called: dict[int, tuple[_Batch, int]] = {}
@@ -197,7 +199,7 @@ class Flow(Iterator[Task]):
 
     @property
     def is_done(self) -> bool:
-        """Whether all jobs are done, and their results given."""
+        """Whether all tasks are done, and their results given."""
         return self._is_read and not self._under_way and not self._done
 
     def __next__(self) -> Task:
@@ -225,12 +227,13 @@ class Flow(Iterator[Task]):
             self._advance(batch)
 
     def finished(self) -> Iterator[Done]:
-        """The jobs that are done since they were asked for."""
+        """The tasks that are done since this was asked last."""
         while self._done:
             yield self._done.pop(0)
 
-    def _read(self, jobs: Iterator[Job]) -> Iterator[_Batch]:
-        for job in jobs:
+    def _read(self, tasks: Iterable[Task], sight: Sight) -> Iterator[_Batch]:
+        for task in tasks:
+            job = _Job(task, sight)
             try:
                 for start, feeds in job.batches(self._host):
                     job.under_way += 1
@@ -275,6 +278,6 @@ class Flow(Iterator[Task]):
         self._last = now
         self._finish(job)
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: _Job) -> None:
         if job.is_read and not job.under_way:
             self._done.append(Done(job.task, job.value(), 0))

@@ -18,7 +18,7 @@ from runtime.errors import FileError, Finding
 from runtime.hosting import Failure, Host, Opening, Piece, Range, Scored, Sight
 from runtime.parts import PartedSession, alone, parts_of
 from runtime.session import Session
-from runtime.spread import Flow, Job
+from runtime.spread import Flow
 from runtime.tensors import Tensor
 from tests.test_sharding import layered
 
@@ -60,7 +60,7 @@ class Setting:
         self.host.prepare({}, Opening())
 
     def flow(self, tasks: list[Task]) -> Flow:
-        return Flow(self.between, self.host, self.owners, (Job(task, Sight()) for task in tasks))
+        return Flow(self.between, self.host, self.owners, tasks, Sight())
 
     def pieces(self, size: int, batch: int, skip_bad: bool = False, bad: tuple[int, ...] = ()) -> list[Task]:
         """Tasks of `size` rows each; the rows `bad` cannot be run."""

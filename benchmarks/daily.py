@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import count
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from benchmarks.transformer import transformer
 from runtime import Graph, Session, save
 from runtime.check import check
 from runtime.compile import compile_graph
+from runtime.search import search
 
 OURS = """
 import json, sys, time
@@ -118,6 +119,8 @@ def _checks() -> Iterator[Figure]:
 
     yield beside("check after a parameter", edit, compared="ours", target=20, least=20, long=1.0)
     yield beside("check after a cut, and after a wire", cut_and_wire, compared="ours", target=40, least=20, long=1.0)
+    keys = cycle(("q", "qm", "qmo", "qmoe", "qmoe k", "qmoe k=4"))  # a tenth of a second is felt
+    yield beside("a keystroke in the search for nodes", lambda: search(next(keys)), compared="ours", target=100)
 
 
 def _opening(folder: Path, environment: dict[str, str], quick: bool) -> Iterator[Figure]:

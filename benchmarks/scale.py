@@ -2,8 +2,8 @@
 
 MS is what a token takes of one thread in the layer of gpt-oss-20b, in milliseconds (`python -m benchmarks cluster`),
 CALL what handing out one part takes, in milliseconds. What else the command's own process does is measured here: it
-routes and adds up, and copies what it sends and gets. While workers do one batch it does the next, so that the longest
-term decides. Prints tables as Markdown.
+routes and adds up, and copies what it sends and gets. Three batches are under way, one with each of the three
+terms, so that the longest of them decides. Prints tables as Markdown.
 """
 
 from __future__ import annotations

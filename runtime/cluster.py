@@ -16,7 +16,7 @@ from runtime.graph import Graph
 from runtime.hosting import Failure, Host, Opening, Places, Rows, Sight, versions
 
 AHEAD = 2
-"""Tasks that a worker has at a time: one that it does, and one whose data is on its way."""
+"""Calls that a worker has at a time: one that it does, and one whose data is on its way."""
 ATTEMPTS = 3
 """Workers that may die at a task before it is held to be the task's fault."""
 AT_ONCE = 0.2
@@ -127,23 +127,22 @@ class _Worker:
     sight: Sight = field(default_factory=Sight)
     ping: Any = None
     called: float = 0.0
-    answered: float = 0.0
     under_way: deque[Any] = field(default_factory=deque)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """Tasks that a worker has, and when it got them."""
+    """Tasks that a worker has; `is_timed` says that it may give some back, and tells how long the others took."""
 
     worker: _Worker
     tasks: list[Task]
-    begun: float
+    is_timed: bool
 
 
 @dataclass(slots=True)
 class _Work:
-    """Where a round of tasks stands. `left` are those still to come, if it is known how many there are; `more` says
-    whether there was one when one was last looked for; `seconds` is how long one takes, as far as one knows."""
+    """Where a round of tasks stands. `left` are those still to come, 0 or less if nobody knows; `more` says whether
+    there was one when one was last looked for; `seconds` is how long one takes, as far as one knows."""
 
     source: Iterator[Task]
     left: int
@@ -162,7 +161,8 @@ class _Work:
         """The next task; None if there is none now."""
         task = self.returned.popleft() if self.returned else next(self.source, None)
         self.more = task is not None
-        self.left -= self.more
+        if self.more:
+            self.left -= 1
         return task
 
     def put_back(self, tasks: Sequence[Task]) -> None:
@@ -281,7 +281,8 @@ class Cluster:
     def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
         """Does tasks. One at which workers die again and again gives a `Failure`.
 
-        Tasks may run out, and go on when a result was taken.
+        Tasks may run out, and go on when a result was taken. Those who have an owner are taken also when that one has
+        no room, to find one for another who has.
         """
         work = _Work(iter(tasks), count)
         try:
@@ -331,13 +332,13 @@ class Cluster:
                 if not tasks:
                     continue
                 calls = [(task.method, task.arguments_for(worker.sight)) for task in tasks]
-                if len(calls) == 1:  # its arguments may be shared values, which Ray only finds at the top
-                    method, arguments = calls[0]
-                    reference = getattr(worker.actor, method).remote(*arguments)
-                else:
+                if worker.sight.reads:
                     reference = worker.actor.several.remote(calls, AT_ONCE)
+                else:  # arguments may be shared values, which Ray only finds at the top
+                    ((method, arguments),) = calls
+                    reference = getattr(worker.actor, method).remote(*arguments)
                 worker.under_way.append(reference)
-                work.under_way[reference] = _Call(worker, tasks, perf_counter())
+                work.under_way[reference] = _Call(worker, tasks, worker.sight.reads)
 
     def _next(self, worker: _Worker, work: _Work) -> list[Task]:
         """What a worker does next: what has to be done again, or the next tasks."""
@@ -362,6 +363,8 @@ class Cluster:
     def _at_once(self, worker: _Worker, work: _Work) -> int:
         """How many tasks make one call: several short ones, but fewer towards the end, so that nobody waits for one.
 
+        They are as many as make it worth its cost, though.
+
         A worker who is sent its rows gets one task, for memory's sake.
         """
         if not worker.sight.reads:
@@ -377,12 +380,14 @@ class Cluster:
         was_first = bool(worker.under_way) and worker.under_way[0] == reference
         with suppress(ValueError):
             worker.under_way.remove(reference)
-        now = perf_counter()
         try:
             found = self._ray.get(reference)
-            values = found if len(tasks) > 1 else [found]
-            work.seconds = (now - max(call.begun, worker.answered)) / len(values)
-            work.put_back(tasks[len(values) :])
+            values = [found]
+            if call.is_timed:
+                values, seconds = found
+                work.seconds = seconds / len(values)
+                work.put_back(tasks[len(values) :])
+                tasks = tasks[: len(values)]
         except self._ray.exceptions.RayTaskError as error:  # a mistake of ours in `Host`
             failed = Failure((Finding(f"Something went wrong on a worker: {error.cause}", code="internal"),))
             values = [failed] * len(tasks)
@@ -401,8 +406,7 @@ class Cluster:
                 remedy = "Look into Ray's logs for the reason."
                 yield Done(task, Failure((Finding(text, remedy=remedy, code="crash"),)), worker.number)
             return
-        worker.answered = now
-        for task, value in zip(tasks, values, strict=False):
+        for task, value in zip(tasks, values, strict=True):
             yield Done(task, value, worker.number)
 
     def _call(self, worker: _Worker) -> None:

@@ -42,11 +42,15 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What could not be done, and why; `rows` are the rows of the data that it is about."""
+    """What could not be done, and why; `rows` are the rows of the data that it is about.
+
+    `is_open` is false where the graph cannot be opened, so that other rows would fare no better.
+    """
 
     findings: tuple[Finding, ...]
     rows: tuple[int, int] | None = None
     details: str = ""
+    is_open: bool = True
 
     def error(self) -> GraphError:
         """The error as it would have been raised here."""
@@ -136,14 +140,13 @@ class Found:
         """Takes the outputs of the batch whose first row is `start`."""
         self._outputs[start] = outputs
 
-    def add_error(self, start: int, error: Exception, may_skip: bool) -> None:
-        """Sets a batch aside, if it may be and the piece says so; else the piece fails with it."""
+    def add_failure(self, start: int, failed: Failure) -> None:
+        """Sets a batch aside, if the piece says so and others may fare better; else the piece fails with its first."""
         rows = start, start + self._count(start)
-        failed = replace(failure(error), rows=rows)
-        if self._piece.skip_bad and may_skip:
+        if self._piece.skip_bad and failed.is_open:
             self._skipped[start] = Skipped(*rows, "\n".join(map(str, failed.findings)))
-        elif self.failure is None:
-            self.failure = failed
+        elif self.failure is None or self.failure.rows is None or rows < self.failure.rows:
+            self.failure = replace(failed, rows=rows)
 
     def scored(self) -> Scored | Failure:
         """All batches together, when they are there."""
@@ -194,20 +197,20 @@ class Host:
         sight = self._look(places) if places is not None else Sight()
         return {"host": socket.gethostname(), "process": os.getpid(), "sight": sight}
 
-    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]], seconds: float) -> list[Any]:
+    def several(self, calls: Sequence[tuple[str, tuple[Any, ...]]], seconds: float) -> tuple[list[Any], float]:
         """Calls methods of this one after the other; none is begun after `seconds`, nor when results are `LARGE`.
 
-        There are fewer results than calls then.
+        Returns the results, of which there are fewer than calls then, and the seconds that it took.
         """
         results: list[Any] = []
-        end, size = perf_counter() + seconds, 0
+        begun, size = perf_counter(), 0
         for method, arguments in calls:
             results.append(getattr(self, method)(*arguments))
             if isinstance(results[-1], Scored):
                 size += sum(array.nbytes for array in results[-1].outputs.values())
-            if perf_counter() >= end or size >= LARGE:
+            if perf_counter() - begun >= seconds or size >= LARGE:
                 break
-        return results
+        return results, perf_counter() - begun
 
     def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
         """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
@@ -239,14 +242,12 @@ class Host:
         """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""
         if isinstance(piece, Range):
             assert self._source is not None, "a range is for who has seen the data"
-            firsts = range(piece.start, piece.stop, piece.batch)
-            rows: Iterable[Rows] = self._source.batches(piece.start, piece.stop, piece.batch)
+            batches: Iterable[Rows] = self._source.batches(piece.start, piece.stop, piece.batch)
         else:
-            firsts = range(0, piece.count, piece.batch)
-            rows = ({name: a[first : first + piece.batch] for name, a in piece.rows.items()} for first in firsts)
-            firsts = range(piece.start, piece.start + piece.count, piece.batch)
-        for first, own in zip(firsts, rows, strict=True):
-            yield first, {**self._fixed, **own}
+            places = range(0, piece.count, piece.batch)
+            batches = ({name: a[at : at + piece.batch] for name, a in piece.rows.items()} for at in places)
+        for first, rows in zip(range(piece.start, piece.stop, piece.batch), batches, strict=True):
+            yield first, {**self._fixed, **rows}
 
     def _scored(self, piece: Piece | Range) -> Scored | Failure:
         found = Found(piece)
@@ -257,7 +258,7 @@ class Host:
             try:
                 found.add(start, self._session("graph").forward(feeds))
             except Exception as error:
-                found.add_error(start, error, "graph" in self._sessions)
+                found.add_failure(start, replace(failure(error), is_open="graph" in self._sessions))
                 if found.failure is not None:
                     break
             finally:
@@ -269,7 +270,7 @@ class Host:
         try:
             return self._session(key).forward(feeds)
         except Exception as error:
-            return failure(error)
+            return replace(failure(error), is_open=key in self._sessions)
 
     def gradients(self, weights: Rows, batch: Rows, losses: Mapping[str, float]) -> Any:
         """Losses and gradients of the graph "graph" at some weights; see `runtime.training.parallel`."""
@@ -333,7 +334,8 @@ def _joined(parts: Sequence[Mapping[str, Any]], counts: Sequence[int]) -> tuple[
         values = [part[name] for part in parts]
         if not all(isinstance(value, np.ndarray) for value in values):
             raise _no_results(name, "a sequence, or absent")
-        if all(value.ndim and len(value) == count for value, count in zip(values, counts, strict=True)):
+        are_rows = all(value.ndim and len(value) == count for value, count in zip(values, counts, strict=True))
+        if are_rows and len({value.shape[1:] for value in values}) == 1:
             outputs[name], per[name] = np.concatenate(values), "row"
         elif len({value.shape for value in values}) == 1:
             outputs[name], per[name] = np.stack(values), "batch"

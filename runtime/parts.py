@@ -26,6 +26,7 @@ PARTS = "parts"
 Call = tuple[str, Mapping[str, Any]]
 """A node that runs elsewhere, and the values of its inputs by name."""
 Steps = Generator[Sequence[Call], Sequence[Mapping[str, Any]], dict[str, Any]]
+"""A run that stops at calls, goes on when it is sent what they gave, and returns the outputs."""
 
 
 def parts_of(graph: Graph) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count as counting
 from time import perf_counter
 from typing import Any
@@ -18,8 +18,8 @@ from runtime.hosting import Failure, Found, Host, Opening, Places, Sight, failur
 from runtime.parts import PartedSession, Steps, alone, parts_of
 from runtime.session import Run
 
-DEEP = 2
-"""Batches under way: one whose tokens are with the workers, and one that is routed or put together here."""
+DEEP = 3
+"""Batches under way: one with the workers, one on its way, and one that is routed or put together here."""
 
 
 class SpreadSession:
@@ -125,13 +125,19 @@ class _Job:
         self.is_read = False
         self.under_way = 0
         self._arguments = task.arguments_for(sight)
-        self._outputs: Mapping[str, Any] | Failure = {}
         self._found = Found(self._arguments[0]) if task.method == "score" else None
+        self._outputs: Mapping[str, Any] = {}
+        self._failure: Failure | None = None
 
     @property
-    def has_failed(self) -> bool:
-        """Whether its other batches need not be run."""
-        return (self._found.failure is not None) if self._found is not None else isinstance(self._outputs, Failure)
+    def failure(self) -> Failure | None:
+        """Why its other batches need not be run."""
+        return self._failure or (self._found.failure if self._found is not None else None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing more will come of it."""
+        return self.is_read and not self.under_way
 
     def batches(self, host: Host) -> Iterator[tuple[int, Mapping[str, Any]]]:
         """Batches and the numbers of their first rows. FileError if the data cannot be read, or has changed."""
@@ -142,31 +148,34 @@ class _Job:
 
     def add(self, start: int, outputs: Mapping[str, Any], seconds: float) -> None:
         """Takes what a batch gave, and the seconds that it took beside others."""
+        self._outputs = outputs
         if self._found is not None:
             self._found.add(start, outputs)
             self._found.seconds += seconds
-        elif not self.has_failed:
-            self._outputs = outputs
 
-    def add_error(self, start: int, error: Exception) -> None:
+    def add_failure(self, start: int, failed: Failure) -> None:
         """Takes why a batch could not be run."""
         if self._found is not None:
-            self._found.add_error(start, error, True)
-        elif not self.has_failed:
-            self._outputs = failure(error)
+            self._found.add_failure(start, failed)
+        else:
+            self._failure = failed
 
-    def fail(self, error: Exception) -> None:
+    def stop(self, failed: Failure) -> None:
         """Takes why there are no more batches."""
-        self._outputs, self._found = failure(error), None
+        self._failure = failed
 
     def value(self) -> Any:
         """The result of the task."""
-        return self._outputs if self._found is None else self._found.scored()
+        return self.failure or (self._found.scored() if self._found is not None else self._outputs)
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Rows of a job on their way through the graph; `missing` of the `results` of its last calls are still to come."""
+    """Rows of a job on their way through the graph.
+
+    `results` are those of its last calls, of which some are `missing`; there are none before it has begun. `called` are
+    calls that workers have, also after it has ended.
+    """
 
     job: _Job
     start: int
@@ -174,6 +183,7 @@ class _Batch:
     begun: float
     results: list[Mapping[str, Any]] = field(default_factory=list)
     missing: int = 0
+    called: int = 0
     has_ended: bool = False
 
 
@@ -190,94 +200,98 @@ class Flow(Iterator[Task]):
         self._session, self._host, self._owners = session, host, owners
         self._batches = self._read(tasks, sight)
         self._is_read = False
-        self._calls: deque[Task] = deque()
+        self._calls: deque[tuple[_Batch, int, Task]] = deque()
         self._called: dict[int, tuple[_Batch, int]] = {}
         self._numbers = counting()
         self._under_way = 0
-        self._done: list[Done] = []
+        self._jobs: list[_Job] = []
         self._last = 0.0
 
     @property
     def is_done(self) -> bool:
         """Whether all tasks are done, and their results given."""
-        return self._is_read and not self._under_way and not self._done
+        return self._is_read and not self._under_way and not self._jobs
 
     def __next__(self) -> Task:
         while not self._calls:
-            if self._under_way >= DEEP or self._done:
+            if self._under_way >= DEEP or any(job.is_done for job in self._jobs):
                 raise StopIteration
             batch = next(self._batches, None)
             if batch is None:
                 self._is_read = True
                 raise StopIteration
             self._advance(batch)
-        return self._calls.popleft()
+        batch, place, task = self._calls.popleft()
+        batch.called += 1
+        self._called[task.index] = batch, place
+        return task
 
     def take(self, done: Done) -> None:
         """Takes what a call gave."""
         batch, place = self._called.pop(done.task.index)
+        batch.called -= 1
         if batch.has_ended:
-            return
-        if isinstance(done.value, Failure):
-            self._end(batch, GraphError(done.value.findings))
-            return
-        batch.results[place] = done.value
-        batch.missing -= 1
-        if not batch.missing:
-            self._advance(batch)
+            self._leave(batch)
+        elif isinstance(done.value, Failure):
+            node = done.task.arguments_for(Sight())[0]
+            findings = tuple(one if one.node else replace(one, node=node) for one in done.value.findings)
+            self._end(batch, replace(done.value, findings=findings))
+        else:
+            batch.results[place] = done.value
+            batch.missing -= 1
+            if not batch.missing:
+                self._advance(batch)
 
     def finished(self) -> Iterator[Done]:
-        """The tasks that are done since this was asked last."""
-        while self._done:
-            yield self._done.pop(0)
+        """The tasks that are done since this was asked last; one that failed not before those that come before it."""
+        for job in list(self._jobs):
+            if job.is_done and (job.failure is None or job is self._jobs[0]):
+                self._jobs.remove(job)
+                yield Done(job.task, job.value(), 0)
 
     def _read(self, tasks: Iterable[Task], sight: Sight) -> Iterator[_Batch]:
         for task in tasks:
             job = _Job(task, sight)
+            self._jobs.append(job)
             try:
                 for start, feeds in job.batches(self._host):
                     job.under_way += 1
                     self._under_way += 1
                     yield _Batch(job, start, self._session.steps(feeds), perf_counter())
-                    if job.has_failed:
+                    if job.failure is not None:
                         break
             except FileError as error:
-                job.fail(error)
+                job.stop(failure(error))
             job.is_read = True
-            self._finish(job)
 
     def _advance(self, batch: _Batch) -> None:
         """Runs a batch here as far as its next calls, or to its end."""
         try:
             calls = batch.steps.send(batch.results) if batch.results else next(batch.steps)
         except StopIteration as end:
-            self._end(batch, None, end.value)
+            self._end(batch, end.value)
             return
         except Exception as error:
-            self._end(batch, error)
+            self._end(batch, failure(error))
             return
         batch.results, batch.missing = [{}] * len(calls), len(calls)
         for place, (node, feeds) in enumerate(calls):
-            number = next(self._numbers)
-            self._called[number] = batch, place
-            self._calls.append(Task(number, "run", (node, feeds), self._owners[node]))
+            self._calls.append((batch, place, Task(next(self._numbers), "run", (node, feeds), self._owners[node])))
 
-    def _end(self, batch: _Batch, error: Exception | None, outputs: Mapping[str, Any] | None = None) -> None:
+    def _end(self, batch: _Batch, outputs: Mapping[str, Any] | Failure) -> None:
         batch.has_ended = True
-        self._under_way -= 1
+        batch.steps.close()
+        self._calls = deque(call for call in self._calls if call[0] is not batch)
         job, now = batch.job, perf_counter()
-        job.under_way -= 1
-        if error is not None:
-            batch.steps.close()
-            for task in [task for task in self._calls if self._called[task.index][0] is batch]:
-                self._calls.remove(task)
-                del self._called[task.index]
-            job.add_error(batch.start, error)
-        elif outputs is not None:
+        if isinstance(outputs, Failure):
+            job.add_failure(batch.start, outputs)
+        else:
             job.add(batch.start, outputs, now - max(batch.begun, self._last))
         self._last = now
-        self._finish(job)
+        job.under_way -= 1
+        self._leave(batch)
 
-    def _finish(self, job: _Job) -> None:
-        if job.is_read and not job.under_way:
-            self._done.append(Done(job.task, job.value(), 0))
+    def _leave(self, batch: _Batch) -> None:
+        """Makes room for another batch when no worker has anything of this one any more."""
+        if not batch.called:
+            self._under_way -= 1

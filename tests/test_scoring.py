@@ -23,7 +23,7 @@ from runtime.cluster import Here
 from runtime.datasets import open_data
 from runtime.errors import Cancelled, FileError, GraphError, StudioError
 from runtime.graph import Graph
-from runtime.hosting import Host, Opening, Piece, Scored
+from runtime.hosting import Failure, Found, Host, Opening, Piece, Scored
 from runtime.scoring import described, job_of, score
 from runtime.session import Session
 from runtime.shards import Results, read_manifest, read_results
@@ -177,6 +177,15 @@ def test_what_is_damaged_or_half_written_is_done_again(tmp_path: Path) -> None:
     assert np.array_equal(np.concatenate([p["row"] for p in read_results(out)]), TABLE[np.arange(400) % 10])
 
 
+def test_batches_whose_rows_have_different_shapes_are_no_results() -> None:
+    found = Found(Piece(0, {"index": np.arange(4)}, 2))
+    found.add(2, {"y": np.zeros((2, 4), np.float32)})
+    found.add(0, {"y": np.zeros((2, 3), np.float32)})
+    value = found.scored()
+    assert isinstance(value, Failure)
+    assert value.findings[0].node == "y" and "[2, 3] and [2, 4]" in value.findings[0].message
+
+
 def test_a_worker_gives_back_what_would_take_too_long_or_be_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     host = Host()
     host.prepare({"graph": looked_up()}, Opening())
@@ -185,10 +194,11 @@ def test_a_worker_gives_back_what_would_take_too_long_or_be_too_much(monkeypatch
     scored = host.score(piece)
     assert isinstance(scored, Scored)
     size = sum(array.nbytes for array in scored.outputs.values())
-    assert len(host.several(calls, 60.0)) == 5
-    assert len(host.several(calls, 0.0)) == 1
+    results, seconds = host.several(calls, 60.0)
+    assert len(results) == 5 and 0 < seconds < 60
+    assert len(host.several(calls, 0.0)[0]) == 1
     monkeypatch.setattr("runtime.hosting.LARGE", 2 * size)
-    assert len(host.several(calls, 60.0)) == 2
+    assert len(host.several(calls, 60.0)[0]) == 2
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def driven(
     """All that comes of a flow whose calls are answered in any order."""
     waiting: list[Task] = []
     found: list[Done] = []
-    while waiting or not flow.is_done:
+    while not flow.is_done:
         waiting += flow
         if most is not None:
             most.append(len(waiting))
@@ -99,6 +99,7 @@ def driven(
             task = waiting.pop(pick(len(waiting)))
             flow.take(Done(task, answer(task), 0))
         found += flow.finished()
+    assert not waiting
     return found
 
 
@@ -158,6 +159,44 @@ def test_what_workers_cannot_do_is_told_with_its_rows(setting: Setting, skip_bad
         assert len(value.outputs["y"]) == 60 - sum(one.stop - one.start for one in value.skipped)
     else:
         assert isinstance(value, Failure) and "up in smoke" in str(value.findings[0]) and value.rows is not None
+
+
+def test_calls_of_batches_that_failed_are_under_way_until_they_are_answered(setting: Setting) -> None:
+    """One worker fails at once and another is slow: batches do not pile up before that one."""
+    slow: list[Task] = []
+    flow = setting.flow(setting.pieces(60, 1, skip_bad=True))
+    while not flow.is_done:
+        for task in flow:
+            if task.owner == 0:
+                flow.take(Done(task, Failure((Finding("It went up in smoke."),)), 0))
+            else:
+                slow.append(task)
+        assert len(slow) <= spread.DEEP * len(setting.owners)
+        if slow:
+            task = slow.pop(0)
+            flow.take(Done(task, setting.answer(task), 1))
+        results = [done.value for done in flow.finished()]
+    (value,) = results
+    assert len(value.skipped) == 60 and not slow
+    assert "fc1" not in value.skipped[0].reason and "moe0" in value.skipped[0].reason, "the node is named"
+
+
+def test_the_first_rows_that_fail_are_those_of_one_machine(setting: Setting) -> None:
+    """Calls of the first rows are answered last, and with an error; rows after them fail here, at once."""
+
+    def answer(task: Task) -> Any:
+        return Failure((Finding("It went up in smoke."),)) if task.index < 3 else setting.answer(task)
+
+    tasks = setting.pieces(20, 10, bad=(15, 25))
+    found = driven(setting.flow(tasks), answer, lambda count: count - 1)
+    assert [done.task.index for done in found] == [0, 1, 2]
+    assert [getattr(done.value, "rows", None) for done in found] == [(0, 10), (20, 30), None]
+
+
+def test_a_part_that_cannot_be_opened_is_no_bad_batch(setting: Setting) -> None:
+    answers = Failure((Finding("Its weights are not there."),), is_open=False)
+    found = driven(setting.flow(setting.pieces(60, 10, skip_bad=True)), lambda task: answers)
+    assert [type(done.value) for done in found] == [Failure] and found[0].value.rows == (0, 10)
 
 
 def test_data_that_cannot_be_read_fails_its_task(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,8 +148,9 @@ class _Job:
 
     def add(self, start: int, outputs: Mapping[str, Any], seconds: float) -> None:
         """Takes what a batch gave, and the seconds that it took beside others."""
-        self._outputs = outputs
-        if self._found is not None:
+        if self._found is None:
+            self._outputs = outputs
+        else:
             self._found.add(start, outputs)
             self._found.seconds += seconds
 

@@ -11,6 +11,7 @@ import warnings
 from typing import Any
 
 from runtime.errors import Finding, GraphError
+from runtime.interrupts import delayed
 
 LOCAL = "local"
 """The address that stands for a cluster on this machine, which is there as long as the job."""
@@ -57,7 +58,11 @@ def connect(address: str, processors: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            ray.init(**options)
+            with delayed():  # a connection that was broken off while it was made ends the process later
+                ray.init(**options)
+        except KeyboardInterrupt:
+            ray.shutdown()
+            raise
         except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
             remedy = "Start one (ray start --head), or use --cluster local."
             if somebody_listens:

@@ -60,6 +60,32 @@ def interrupting(cancel: threading.Event) -> Iterator[None]:
 
 
 @contextmanager
+def delayed() -> Iterator[None]:
+    """Has Ctrl-C wait until the end of what must not be broken off; a second one does not wait."""
+    before = signal.getsignal(signal.SIGINT)
+    heard = threading.current_thread() is threading.main_thread() and callable(before)
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        assert callable(before)
+        if came:
+            before(number, frame)
+        came = True
+
+    if heard:
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, before)
+        if came:
+            assert callable(before)
+            before(signal.SIGINT, None)
+
+
+@contextmanager
 def _telling(tell: Callable[[], None]) -> Iterator[None]:
     """Calls `tell` at Ctrl-C, before what was to happen then."""
     before = signal.getsignal(signal.SIGINT)

@@ -363,9 +363,8 @@ class Cluster:
     def _at_once(self, worker: _Worker, work: _Work) -> int:
         """How many tasks make one call: several short ones, but fewer towards the end, so that nobody waits for one.
 
-        They are as many as make it worth its cost, though.
-
-        A worker who is sent its rows gets one task, for memory's sake.
+        They are not so few, though, that the call costs more than it is worth. A worker who is sent its rows gets one
+        task, for memory's sake.
         """
         if not worker.sight.reads:
             return 1

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -62,42 +63,45 @@ def interrupting(cancel: threading.Event) -> Iterator[None]:
 @contextmanager
 def delayed() -> Iterator[None]:
     """Has Ctrl-C wait until the end of what must not be broken off; a second one does not wait."""
-    before = signal.getsignal(signal.SIGINT)
-    heard = threading.current_thread() is threading.main_thread() and callable(before)
-    came = False
+    waiting: list[Callable[[], object]] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        assert callable(before)
-        if came:
-            before(number, frame)
-        came = True
+    def wait(then: Callable[[], object]) -> None:
+        if waiting:
+            then()
+        waiting.append(then)
 
-    if heard:
-        signal.signal(signal.SIGINT, handle)
     try:
-        yield
+        with _handling(wait):
+            yield
     finally:
-        if heard:
-            signal.signal(signal.SIGINT, before)
-        if came:
-            assert callable(before)
-            before(signal.SIGINT, None)
+        if waiting:
+            waiting[0]()
 
 
 @contextmanager
 def _telling(tell: Callable[[], None]) -> Iterator[None]:
     """Calls `tell` at Ctrl-C, before what was to happen then."""
+
+    def tell_first(then: Callable[[], object]) -> None:
+        tell()
+        then()
+
+    with _handling(tell_first):
+        yield
+
+
+@contextmanager
+def _handling(handle: Callable[[Callable[[], object]], None]) -> Iterator[None]:
+    """Calls `handle` at Ctrl-C, with what was to happen then. Only the main thread hears of it."""
     before = signal.getsignal(signal.SIGINT)
     heard = threading.current_thread() is threading.main_thread() and callable(before)
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        tell()
+    def at_signal(number: int, frame: FrameType | None) -> None:
         assert callable(before)
-        before(number, frame)
+        handle(partial(before, number, frame))
 
     if heard:
-        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGINT, at_signal)
     try:
         yield
     finally:

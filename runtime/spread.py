@@ -281,10 +281,10 @@ class Flow(Iterator[Task]):
 
     def _end(self, batch: _Batch, outputs: Mapping[str, Any] | Failure) -> None:
         batch.has_ended = True
-        batch.steps.close()
-        self._calls = deque(call for call in self._calls if call[0] is not batch)
         job, now = batch.job, perf_counter()
         if isinstance(outputs, Failure):
+            batch.steps.close()
+            self._calls = deque(call for call in self._calls if call[0] is not batch)
             job.add_failure(batch.start, outputs)
         else:
             job.add(batch.start, outputs, now - max(batch.begun, self._last))

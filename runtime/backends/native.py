@@ -290,7 +290,7 @@ def _lower(model: ir.Model, precision: Literal["exact", "fast"]) -> list[Finding
     from runtime.lowering import lower
 
     findings = list(lower(model, precision=precision))
-    findings += [_not_rounded(node) for node in model.graph.all_nodes() if _rounds_wrongly(node)]
+    findings += [_leave_out_rounding(node) for node in model.graph.all_nodes() if _rounds_wrongly(node)]
     if precision == "exact":
         findings += [_rounding(node) for node in model.graph.all_nodes() if _rounds_activations(node)]
     return findings
@@ -311,7 +311,8 @@ def _rounds_wrongly(node: ir.Node) -> bool:
     )
 
 
-def _not_rounded(node: ir.Node) -> Finding:
+def _leave_out_rounding(node: ir.Node) -> Finding:
+    """Takes back what the graph's author chose, and tells that."""
     node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 0)
     return Finding(
         "accuracy_level 4 is left out: ONNX Runtime gives wrong numbers with it where scales or zero points are no "

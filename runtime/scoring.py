@@ -34,6 +34,8 @@ MOST_WRITING = 4
 """Results that wait in memory until they are written, before whoever makes them waits, too."""
 TOGETHER = 0.02
 """Seconds in which files that workers have written are gathered, to be put in place together."""
+WAITING = 64
+"""Files that wait to be put in place, before workers wait, too; half as many are put there together."""
 
 
 Result = tuple[Done, Scored]
@@ -185,6 +187,7 @@ class _Writer:
     """Puts results in place, in a thread of its own: while they go to the disk, nobody shall wait for work.
 
     Files that workers have written within `TOGETHER` seconds, or while others are put in place, are put there together.
+    They do not become many on a slow disk: progress is told of what is in place, and whoever stops waits for the rest.
     """
 
     def __init__(self, job: Job, results: Results) -> None:
@@ -208,7 +211,7 @@ class _Writer:
         self._coming.append((done, scored))
         self._placing.append(self._thread.submit(self._place))
         placed: list[Result] = []
-        while self._placing and (self._placing[0].done() or self._in_memory > MOST_WRITING):
+        while self._placing and (self._placing[0].done() or self._is_full):
             placed += self._next()
         return placed
 
@@ -220,15 +223,19 @@ class _Writer:
             placed += self._next()
         return placed
 
+    @property
+    def _is_full(self) -> bool:
+        return self._in_memory > MOST_WRITING or len(self._coming) > WAITING
+
     def _next(self) -> list[Result]:
         placed = self._placing.popleft().result()
         self._in_memory -= sum(not scored.file for _, scored in placed)
         return placed
 
     def _place(self) -> list[Result]:
-        if self._coming and not self._in_memory:
+        if 0 < len(self._coming) < WAITING // 2 and not self._in_memory:
             self._hurry.wait(TOGETHER)
-        batch = [self._coming.popleft() for _ in range(len(self._coming))]
+        batch = [self._coming.popleft() for _ in range(min(len(self._coming), WAITING // 2))]
         made: list[Made] = []
         try:
             for done, scored in batch:

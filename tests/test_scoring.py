@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import zipfile
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ from hypothesis import strategies as st
 
 from runtime import save
 from runtime.arrays import write_arrays
-from runtime.cluster import Here
+from runtime.cluster import Done, Here, Task
 from runtime.datasets import open_data
 from runtime.errors import Cancelled, FileError, GraphError, StudioError
 from runtime.graph import Graph
-from runtime.hosting import Failure, Found, Host, Opening, Piece, Scored
-from runtime.scoring import described, job_of, score
+from runtime.hosting import Failure, Found, Host, Opening, Piece, Places, Scored
+from runtime.scoring import WAITING, described, job_of, score
 from runtime.session import Session
 from runtime.shards import Results, read_manifest, read_results
 from runtime.tensors import Tensor
@@ -49,6 +50,23 @@ def looked_up() -> Graph:
     graph.wire("gather.output", "mean.data")
     graph.wire("gather.output", "row.value")
     graph.wire("mean.reduced", "average.value")
+    return graph
+
+
+def slow(times: int) -> Graph:
+    """Rows of the table, and a product that takes some 2 ms for 100 rows and 1000 times: work that lasts for a look."""
+    graph = looked_up()
+    graph.add("Initializer", "times", parameters={"tensor": Tensor.from_array(np.array([1, times]))})
+    for operator, id in (("Tile", "tile"), ("Transpose", "turned"), ("MatMul", "products"), ("ReduceMax", "most")):
+        graph.add(operator, id, parameters={"keepdims": False} if id == "most" else {})
+    graph.add("Output", "greatest")
+    graph.wire("gather.output", "tile.input")
+    graph.wire("times.value", "tile.repeats")
+    graph.wire("tile.output", "turned.data")
+    graph.wire("tile.output", "products.A")
+    graph.wire("turned.transposed", "products.B")
+    graph.wire("products.Y", "most.data")
+    graph.wire("most.reduced", "greatest.value")
     return graph
 
 
@@ -145,6 +163,62 @@ def stop_after(shards: int, cancel: threading.Event, folder: Path, data: Path) -
         score(job, results, Here({"graph": graph}, Opening()), tell, cancel)
     finally:
         results.close()
+
+
+class Quick:
+    """Workers who are far quicker than the disk. `given` are the results that they have written."""
+
+    workers = 2
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def show(self, places: Places, why_not_in_place: str = "") -> None:
+        assert places.results is not None
+        self._folder = places.results
+
+    def map(self, tasks: Iterable[Task], cancel: threading.Event | None = None, count: int = 0) -> Iterator[Done]:
+        for task in tasks:
+            if cancel is not None and cancel.is_set():
+                raise Cancelled("cancelled")
+            self.given += 1
+            file = self._folder.write(task.index, {"row": TABLE[:2]})
+            yield Done(task, Scored({}, {"row": "row"}, (), 0.0, file), 0)
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("stop", [None, 50])
+def test_a_slow_disk_holds_workers_up_and_is_not_waited_for_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int | None
+) -> None:
+    """Progress is told as it is made, and who stops a job does not wait until a thousand files are on the disk."""
+    monkeypatch.setattr("runtime.shards.os.fsync", lambda file: time.sleep(0.002))
+    data, graph = written(tmp_path / "d.npz", np.arange(1200) % 10), looked_up()
+    save(graph, tmp_path / "graph.yaml")
+    job = job_of(graph, open_data(data), {}, batch=2, shard_rows=2)
+    results = Results(tmp_path / "out", described(tmp_path / "graph.yaml", job, Opening()), False)
+    pool, cancel, ahead = Quick(), threading.Event(), list[int]()
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "shard":
+            ahead.append(pool.given - event["done"])
+            if event["done"] == stop:
+                cancel.set()
+
+    try:
+        score(job, results, pool, tell, cancel)
+    except Cancelled:
+        assert stop is not None and stop <= len(results.done) <= stop + 2 * WAITING
+    else:
+        assert stop is None and len(results.done) == 600
+    finally:
+        results.close()
+    assert max(ahead) <= 2 * WAITING
 
 
 def test_what_is_damaged_or_half_written_is_done_again(tmp_path: Path) -> None:

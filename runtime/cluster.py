@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from runtime.connecting import LOCAL, connect, first_line, processors
 from runtime.errors import Cancelled, Finding, GraphError
 from runtime.graph import Graph
-from runtime.hosting import Failure, Host, Opening, Places, Rows, Sight, versions
+from runtime.hosting import Failure, Host, NotPrepared, Opening, Places, Rows, Sight, versions
 
 AHEAD = 2
 """Calls that a worker has at a time: one that it does, and one whose data is on its way."""
@@ -387,15 +387,16 @@ class Cluster:
                 work.seconds = seconds / len(values)
                 work.put_back(tasks[len(values) :])
                 tasks = tasks[: len(values)]
-        except self._ray.exceptions.RayTaskError as error:  # a mistake of ours in `Host`
+        except self._ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, NotPrepared):
+                self._lose(worker, tasks, "it was started again")
+                work.again.extend(tasks)
+                return
+            # a mistake of ours in `Host`
             failed = Failure((Finding(f"Something went wrong on a worker: {error.cause}", code="internal"),))
             values = [failed] * len(tasks)
         except (self._ray.exceptions.RayError, OSError) as error:
-            if worker.ping is None:
-                worker.process = 0
-                self._call(worker)
-            facts = {"worker": worker.number, "task": tasks[0].index, "tasks": len(tasks), "error": first_line(error)}
-            self._tell({"event": "worker lost", **facts})
+            self._lose(worker, tasks, first_line(error))
             for task in tasks:
                 task.deaths += was_first
                 if task.deaths < ATTEMPTS:
@@ -407,6 +408,14 @@ class Cluster:
             return
         for task, value in zip(tasks, values, strict=True):
             yield Done(task, value, worker.number)
+
+    def _lose(self, worker: _Worker, tasks: Sequence[Task], error: str) -> None:
+        """Tells that a worker died before some tasks were done, and waits for who is started in its place."""
+        if worker.ping is None:
+            worker.process = 0
+            self._call(worker)
+        facts = {"worker": worker.number, "task": tasks[0].index, "tasks": len(tasks), "error": error}
+        self._tell({"event": "worker lost", **facts})
 
     def _call(self, worker: _Worker) -> None:
         """Asks a worker to get ready: it answers when it has started, or started again."""

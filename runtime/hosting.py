@@ -30,6 +30,10 @@ LARGE = 64 << 20
 """Bytes of results from which on a worker sends them before it makes more."""
 
 
+class NotPrepared(Exception):
+    """A worker has been given work before `Host.prepare`: it was started again, and who gave it does not know yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opening:
     """How a worker opens its graphs. `use_gpu`: on ONNX Runtime's CUDA provider, if it has that."""
@@ -165,9 +169,10 @@ class Found:
 
 
 class Host:
-    """Sessions on graphs, each opened when it is first used."""
+    """Sessions on graphs, each opened when it is first used. NotPrepared if there is to be work before `prepare`."""
 
     def __init__(self) -> None:
+        self._is_prepared = False
         self._graphs: dict[str, Graph] = {}
         self._opening = Opening()
         self._fixed: dict[str, np.ndarray] = {}
@@ -188,8 +193,9 @@ class Host:
 
         Returns where this is, and the versions of what numbers depend on, besides.
         """
-        if not self._graphs:
+        if not self._is_prepared:
             self._graphs, self._opening, self._fixed = dict(graphs), opening, dict(fixed or {})
+            self._is_prepared = True
         return {**self.look(places), "versions": versions()}
 
     def look(self, places: Places | None) -> dict[str, Any]:
@@ -214,6 +220,7 @@ class Host:
 
     def score(self, piece: Piece | Range, index: int | None = None) -> Scored | Failure:
         """Runs rows through the graph "graph", and writes the outputs as results of the number `index` if it can."""
+        self._must_be_prepared()
         try:
             scored = self._scored(piece)
         except FileError as error:
@@ -267,6 +274,7 @@ class Host:
 
     def run(self, key: str, feeds: Rows) -> dict[str, Any] | Failure:
         """Runs one graph once."""
+        self._must_be_prepared()
         try:
             return self._session(key).forward(feeds)
         except Exception as error:
@@ -276,6 +284,7 @@ class Host:
         """Losses and gradients of the graph "graph" at some weights; see `runtime.training.parallel`."""
         from runtime.training.parallel import GradientRunner
 
+        self._must_be_prepared()
         try:
             if self._gradients is None:
                 opening = self._opening
@@ -285,6 +294,10 @@ class Host:
             return self._gradients.run(weights, batch)
         except Exception as error:
             return failure(error)
+
+    def _must_be_prepared(self) -> None:
+        if not self._is_prepared:
+            raise NotPrepared(os.getpid())
 
     def _session(self, key: str) -> Session:
         if key not in self._sessions:

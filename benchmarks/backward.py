@@ -67,6 +67,7 @@ FORMS = {
     "shifts": "torch, dequantizing by shifts, checkpointed",
     "resident": "torch, float weights resident and trained",
 }
+WAYS = (("onnxruntime",), ("numpy",), ("onnxruntime", "plain"), ("numpy", "plain"))
 TARGETS = {"table": 4.0, "shifts": 4.0, "resident": 2.0}
 
 
@@ -107,7 +108,7 @@ def _passes(torch: Path | None, folder: Path, tokens: int, forms: tuple[str, ...
     found = {"y": session.forward(given)["y"]} | session.backward({"y": upstream})
     apart = _apart(found, folder, forms[0]) if torch is not None else ""
     del session, graph
-    for backend, *plain in (("onnxruntime",), ("numpy",), ("onnxruntime", "plain"))[: 3 if tokens == 512 else 1]:
+    for backend, *plain in WAYS if tokens == 512 else WAYS[:1]:
         ours = in_a_process(PASSES, str(tokens), backend, *plain)
         seconds = ours["forward"] + ours["backward"]
         label = f"{backend}{', without numba' if plain else ''}: forward and backward, {tokens} tokens"

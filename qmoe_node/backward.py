@@ -12,7 +12,8 @@ import numpy as np
 
 from qmoe_node.activations import activate, activate_gradient
 from qmoe_node.compiled_tiles import tiles_of
-from qmoe_node.kernel import Share, by_expert, project, quiet, route_tokens, threads_for
+from qmoe_node.kept import First, take
+from qmoe_node.kernel import Share, by_expert, first_of, quiet, route_tokens, threads_for
 from qmoe_node.kernel_weights import tile_height, tiles
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.parallel import in_order
@@ -34,6 +35,7 @@ def backward(layer: Layer, inputs: Arrays, upstream: np.ndarray, wrt: Collection
     tokens = inputs["input"].reshape(-1, layer.hidden).astype(np.float32)
     outgoing = upstream.reshape(-1, layer.hidden).astype(np.float32)
     routing = route_tokens(layer, inputs)
+    kept = take(inputs, tokens, routing)
     sums = _Sums(layer, inputs, wrt)
     moved = np.zeros(tokens.shape if "input" in wrt else (0, layer.hidden), np.float32)
     shares = np.zeros(routing.weights.shape, np.float32)
@@ -41,8 +43,9 @@ def backward(layer: Layer, inputs: Arrays, upstream: np.ndarray, wrt: Collection
     def work(share: Share) -> tuple[np.ndarray, np.ndarray | None]:
         expert, rows, choices = share
         with quiet():
-            mixing = routing.weights[rows, choices, None]
-            return _through_expert(layer, inputs, expert, mixing, tokens[rows], outgoing[rows], sums, "input" in wrt)
+            mixing, x = routing.weights[rows, choices, None], tokens[rows]
+            first = kept.pop(expert, None) or first_of(layer, inputs, expert, x)
+            return _through_expert(layer, inputs, expert, mixing, x, first, outgoing[rows], sums, "input" in wrt)
 
     every = list(by_expert(routing))
     with quiet():
@@ -70,17 +73,17 @@ def _through_expert(
     expert: int,
     weights: np.ndarray,
     x: np.ndarray,
+    given: First,
     dy: np.ndarray,
     sums: _Sums,
     needed: bool,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The gradients of an expert's mixing weights [t], and, if it is `needed`, of its tokens x [t, hidden].
 
-    `weights` [t, 1] are the mixing weights, `dy` [t, hidden] is the gradient of the layer's output. What the expert's
-    own tensors get goes into `sums`.
+    `weights` [t, 1] are the mixing weights, `given` is what fc1 and fc3 gave, `dy` [t, hidden] is the gradient of the
+    layer's output. What the expert's own tensors get goes into `sums`.
     """
-    first = project(layer.fc1, inputs, expert, x)
-    third = None if layer.fc3 is None else project(layer.fc3, inputs, expert, x)
+    first, third = given
     z = activate(layer.settings, first, third)
     sums.bias(layer.fc2, expert, weights * dy)
     # W^T dy without the mixing weight, from which the weight's own gradient, dy . (W z + b), follows.

@@ -8,6 +8,7 @@ import numpy as np
 
 from qmoe_node.activations import activate
 from qmoe_node.compiled_tiles import FEWEST_ROWS, CompiledTiles, can_compile, compiled_loops, tiles_of
+from qmoe_node.kept import First, keep
 from qmoe_node.layer import Layer, Projection
 from qmoe_node.parallel import available_threads, in_order
 from qmoe_node.routing import Routing, route
@@ -29,12 +30,16 @@ def forward(layer: Layer, inputs: Arrays) -> np.ndarray:
     given = inputs["input"]
     tokens = given.reshape(-1, layer.hidden).astype(np.float32)
     routing = route_tokens(layer, inputs)
+    kept = keep(layer, inputs, tokens, routing)
     mixed = np.zeros(tokens.shape, np.float32)
 
     def work(share: Share) -> np.ndarray:
         expert, rows, _ = share
         with quiet():
-            return run_expert(layer, inputs, expert, tokens[rows])
+            first = first_of(layer, inputs, expert, tokens[rows])
+            if kept is not None:
+                kept.firsts[expert] = first
+            return project(layer.fc2, inputs, expert, activate(layer.settings, *first))
 
     shares = list(by_expert(routing))
     threads = threads_for(layer, shares)
@@ -121,11 +126,10 @@ def by_expert(routing: Routing) -> Iterator[Share]:
         yield int(expert), slots // k, slots % k
 
 
-def run_expert(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:
-    """One expert's output, float32 [t, hidden], on `tokens` float32 [t, hidden], before mixing."""
+def first_of(layer: Layer, inputs: Arrays, expert: int, tokens: np.ndarray) -> First:
+    """What one expert's first projections give of `tokens`, float32 [t, hidden]."""
     first = project(layer.fc1, inputs, expert, tokens)
-    third = None if layer.fc3 is None else project(layer.fc3, inputs, expert, tokens)
-    return project(layer.fc2, inputs, expert, activate(layer.settings, first, third))
+    return first, None if layer.fc3 is None else project(layer.fc3, inputs, expert, tokens)
 
 
 def project(projection: Projection, inputs: Arrays, expert: int, tokens: np.ndarray) -> np.ndarray:

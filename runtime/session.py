@@ -189,9 +189,10 @@ class Session:
             return dict(zip(self._wanted, run(inputs), strict=True))
         prepared, feeds = self._accept(inputs)
         names = tuple(dict.fromkeys(self._wanted + prepared.keeps))
-        results = prepared.engine.run(feeds, names, _UNOBSERVED)
+        control = Control(kept={}) if prepared.keeps else _UNOBSERVED
+        results = prepared.engine.run(feeds, names, control)
         if prepared.keeps:
-            prepared.kept = feeds, dict(zip(names, results, strict=True))
+            prepared.kept = feeds, dict(zip(names, results, strict=True)), control.kept
         elif given is not None and not self._untyped and all(feeds[name] is inputs[name] for name in inputs):
             # (Strings are brought into another form each time.)
             shortcut = prepared.engine.shortcut(feeds, names)
@@ -364,8 +365,8 @@ class _Prepared:
         self.guard = Guard(graph, checker) if settings[0] == "onnxruntime" else _NoGuard()
         self.keeps: tuple[str, ...] = ()
         """What a forward pass keeps for the backward pass, beside the outputs."""
-        self.kept: tuple[Mapping[str, Any], dict[str, Any]] = {}, {}
-        """The inputs of the last forward pass that kept something, and what it kept."""
+        self.kept: tuple[Mapping[str, Any], dict[str, Any], dict[Any, Any] | None] = {}, {}, None
+        """The inputs of the last forward pass that kept something, and what it and its kernels kept."""
         self._backwards: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Backward, _Engine]] = OrderedDict()
         self._ports: dict[PortRef, str] = {}
         self._tensors = {
@@ -423,6 +424,7 @@ class _Prepared:
         kept = self._forward(feeds, (*given, *dict.fromkeys(name for group in plan.kept.values() for name in group)))
         inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
         inputs |= {name: kept[name] for group in plan.kept.values() for name in group}
+        control.kept = self.kept[2]
         computed = tuple(name for name in dict.fromkeys(plan.gradients.values()) if name not in inputs)
         read = {name: inputs[name] for name in plan.inputs}
         values = inputs | (dict(zip(computed, engine.run(read, computed, control), strict=True)) if computed else {})
@@ -455,7 +457,9 @@ class _Prepared:
         if missing:
             self.keeps = (*self.keeps, *missing)
         if self.kept[0] is not feeds or missing:
-            self.kept = feeds, dict(zip(self.keeps, self.engine.run(feeds, self.keeps, Control()), strict=True))
+            control = Control(kept={})
+            values = dict(zip(self.keeps, self.engine.run(feeds, self.keeps, control), strict=True))
+            self.kept = feeds, values, control.kept
         return {**feeds, **self.kept[1]}
 
     def _value(self, name: str, feeds: Mapping[str, Any]) -> Any:

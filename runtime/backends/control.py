@@ -26,7 +26,10 @@ Shortcut: TypeAlias = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 @dataclass(slots=True)
 class Control:
-    """The observers of one run. `times` collects seconds by node id where it is a dictionary."""
+    """The observers of one run. `times` collects seconds by node id where it is a dictionary.
+
+    `kept` is, where it is a dictionary, what kernels of a forward pass keep for those of its backward pass.
+    """
 
     progress: Progress | None = None
     cancel: threading.Event | None = None
@@ -34,6 +37,7 @@ class Control:
     total: int = 0
     done: int = 0
     announce: Announce | None = None
+    kept: dict[Any, Any] | None = None
 
     def step(self, node: str, count: int = 1, together: Callable[[], tuple[str, ...]] | None = None) -> None:
         """Tells that `node` comes next and stands for `count` nodes; Cancelled if the user wants no more.
@@ -88,6 +92,12 @@ def allowed_threads() -> int | None:
     """How many threads the run that calls this kernel may use; None if that is left to the kernel."""
     found: int | None = getattr(_running, "threads", None)
     return found
+
+
+def kept_values() -> dict[Any, Any] | None:
+    """What kernels of a forward pass keep for those of its backward pass; None where none is to come."""
+    control: Control | None = getattr(_running, "control", None)
+    return None if control is None else control.kept
 
 
 @dataclass(slots=True)

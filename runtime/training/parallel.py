@@ -69,7 +69,7 @@ class GradientRunner:
     def run(self, weights: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> Gradients:
         """The gradients at these weights of the mean over these rows."""
         step = self._step
-        values = self._engine.run({**batch, **weights}, step.outputs, Control())
+        values = self._engine.run({**batch, **weights}, step.outputs, Control(kept={}))
         found = dict(zip(step.outputs, values, strict=True))
         gradients = {name: np.asarray(found[GRADIENT + name]) for name in step.weights}
         losses = {name: float(np.asarray(found[name]).reshape(())) for name in (*step.losses, TOTAL)}

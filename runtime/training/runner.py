@@ -73,7 +73,7 @@ class StepRunner:
         feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32)}
         if self.step.accumulates:
             feeds[APPLY] = np.asarray(apply)
-        control = Control(None, cancel)
+        control = Control(None, cancel, kept={})
         if self.is_whole:
             binding, after = self._rounds[0]
             self._piece.run_binding(self._wanted, binding, feeds, control)

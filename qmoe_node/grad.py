@@ -30,7 +30,7 @@ class QMoEGrad(Node):
     """The gradients of QMoE's inputs, from that of its output.
 
     `wrt` names inputs; the node has one output for each of them, in that order, with the input's shape and type. It
-    keeps nothing of the forward pass but QMoE's own inputs, and computes the rest once more.
+    reads nothing of the forward pass but QMoE's own inputs, and what `qmoe_node.kept` may have; it computes the rest.
 
     A name of weights stands for the dequantized weights: their gradient, as if codes were free to move, is float32
     (experts, rows, columns). Scales of 8 bits get theirs in float32.

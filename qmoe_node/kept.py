@@ -30,6 +30,12 @@ class Kept:
     chosen: np.ndarray
     firsts: dict[int, First] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory it takes."""
+        arrays = [array for first in self.firsts.values() for array in first if array is not None]
+        return sum(array.nbytes for array in (self.tokens, self.chosen, *arrays))
+
 
 def keep(layer: Layer, inputs: Arrays, tokens: np.ndarray, routing: Routing) -> Kept | None:
     """Where to put what is kept of a forward pass; None where there is no backward pass to come, or it is too much."""
@@ -54,6 +60,7 @@ def take(inputs: Arrays, tokens: np.ndarray, routing: Routing) -> dict[int, Firs
     return firsts
 
 
-def _place(inputs: Arrays) -> tuple[str, int]:
-    """What tells layers apart in one run; two that share their weights are told apart by their tokens."""
-    return "QMoE", inputs["fc1_experts_weights"].__array_interface__["data"][0]
+def _place(inputs: Arrays) -> int:
+    """What tells layers of one node, a function or a loop, apart; those that share their weights have other tokens."""
+    address: int = inputs["fc1_experts_weights"].__array_interface__["data"][0]
+    return address

@@ -189,7 +189,7 @@ class Session:
             return dict(zip(self._wanted, run(inputs), strict=True))
         prepared, feeds = self._accept(inputs)
         names = tuple(dict.fromkeys(self._wanted + prepared.keeps))
-        control = Control(kept={}) if prepared.keeps else _UNOBSERVED
+        control = Control(kept=prepared.room_for_kernels()) if prepared.keeps else _UNOBSERVED
         results = prepared.engine.run(feeds, names, control)
         if prepared.keeps:
             prepared.kept = feeds, dict(zip(names, results, strict=True)), control.kept
@@ -352,6 +352,10 @@ def _length(array: np.ndarray) -> float:
     return math.sqrt(sum(float(piece @ piece) for piece in pieces))
 
 
+def _nbytes(values: Mapping[Any, Any]) -> int:
+    return sum(value.nbytes for value in values.values())
+
+
 _UNOBSERVED = Control()
 
 
@@ -365,8 +369,8 @@ class _Prepared:
         self.guard = Guard(graph, checker) if settings[0] == "onnxruntime" else _NoGuard()
         self.keeps: tuple[str, ...] = ()
         """What a forward pass keeps for the backward pass, beside the outputs."""
-        self.kept: tuple[Mapping[str, Any], dict[str, Any], dict[Any, Any] | None] = {}, {}, None
-        """The inputs of the last forward pass that kept something, and what it and its kernels kept."""
+        self.kept: tuple[Mapping[str, Any], dict[str, Any], Mapping[str, dict[Any, Any]]] = {}, {}, {}
+        """The inputs of the last forward pass that kept something, what it kept, and what its kernels kept by node."""
         self._backwards: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Backward, _Engine]] = OrderedDict()
         self._ports: dict[PortRef, str] = {}
         self._tensors = {
@@ -424,7 +428,8 @@ class _Prepared:
         kept = self._forward(feeds, (*given, *dict.fromkeys(name for group in plan.kept.values() for name in group)))
         inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
         inputs |= {name: kept[name] for group in plan.kept.values() for name in group}
-        control.kept = self.kept[2]
+        control.kept = by_kernels = self.kept[2]
+        there = {node: _nbytes(values) for node, values in by_kernels.items()}
         computed = tuple(name for name in dict.fromkeys(plan.gradients.values()) if name not in inputs)
         read = {name: inputs[name] for name in plan.inputs}
         values = inputs | (dict(zip(computed, engine.run(read, computed, control), strict=True)) if computed else {})
@@ -432,7 +437,16 @@ class _Prepared:
         for place, name in names.items():
             found = plan.gradients.get(name)
             results[place] = np.zeros_like(self._value(name, feeds)) if found is None else values[found]
-        return results, {node: sum(kept[name].nbytes for name in group) for node, group in plan.kept.items() if group}
+        read_bytes = {node: sum(kept[name].nbytes for name in group) for node, group in plan.kept.items() if group}
+        for node, size in there.items():
+            if taken := size - _nbytes(by_kernels[node]):
+                read_bytes[node] = read_bytes.get(node, 0) + taken
+            by_kernels[node].clear()
+        return results, read_bytes
+
+    def room_for_kernels(self) -> dict[str, dict[Any, Any]]:
+        """Where kernels of a forward pass keep something, for nodes whose gradients need numbers of it."""
+        return {node: {} for plan, _ in self._backwards.values() for node in plan.kept}
 
     def findings(self) -> list[Finding]:
         """What the backend has to say of all passes."""
@@ -457,9 +471,9 @@ class _Prepared:
         if missing:
             self.keeps = (*self.keeps, *missing)
         if self.kept[0] is not feeds or missing:
-            control = Control(kept={})
-            values = dict(zip(self.keeps, self.engine.run(feeds, self.keeps, control), strict=True))
-            self.kept = feeds, values, control.kept
+            room = self.room_for_kernels()
+            values = self.engine.run(feeds, self.keeps, Control(kept=room))
+            self.kept = feeds, dict(zip(self.keeps, values, strict=True)), room
         return {**feeds, **self.kept[1]}
 
     def _value(self, name: str, feeds: Mapping[str, Any]) -> Any:

@@ -28,7 +28,8 @@ Shortcut: TypeAlias = Callable[[Mapping[str, Any]], Sequence[Any]]
 class Control:
     """The observers of one run. `times` collects seconds by node id where it is a dictionary.
 
-    `kept` is, where it is a dictionary, what kernels of a forward pass keep for those of its backward pass.
+    `kept` is what kernels of a forward pass keep for those of its backward pass: by the id of each node that has a
+    gradient, and there by a key of the kernel's own, something that has `nbytes`.
     """
 
     progress: Progress | None = None
@@ -37,7 +38,8 @@ class Control:
     total: int = 0
     done: int = 0
     announce: Announce | None = None
-    kept: dict[Any, Any] | None = None
+    kept: Mapping[str, dict[Any, Any]] = field(default_factory=dict)
+    node: str = ""
 
     def step(self, node: str, count: int = 1, together: Callable[[], tuple[str, ...]] | None = None) -> None:
         """Tells that `node` comes next and stands for `count` nodes; Cancelled if the user wants no more.
@@ -45,6 +47,7 @@ class Control:
         `together` gives the ids of all of them if it is not only the one.
         """
         self.check()
+        self.node = node
         if self.announce is not None:
             self.announce(together() if together is not None else (node,))
         if self.progress is not None:
@@ -95,9 +98,9 @@ def allowed_threads() -> int | None:
 
 
 def kept_values() -> dict[Any, Any] | None:
-    """What kernels of a forward pass keep for those of its backward pass; None where none is to come."""
+    """What the running node's kernel keeps for its backward pass, or has kept; None where there is none to come."""
     control: Control | None = getattr(_running, "control", None)
-    return None if control is None else control.kept
+    return None if control is None else control.kept.get(control.node)
 
 
 @dataclass(slots=True)

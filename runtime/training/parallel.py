@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from runtime.backends.control import Control
+from runtime.backends.control import Control, document_node
 from runtime.cluster import Done, Pool, Task, Tell
 from runtime.errors import GraphError
 from runtime.graph import Graph, PortRef
@@ -55,6 +55,7 @@ class GradientRunner:
         providers: Sequence[str] | None = None,
     ) -> None:
         self._step = step = gradient_step(graph, losses)
+        self._ids = {document_node(node) for node in step.model.graph}
         self._engine: Any
         if backend == "numpy":
             from runtime.backends.numpy import Engine as NumpyEngine
@@ -69,7 +70,7 @@ class GradientRunner:
     def run(self, weights: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> Gradients:
         """The gradients at these weights of the mean over these rows."""
         step = self._step
-        values = self._engine.run({**batch, **weights}, step.outputs, Control(kept={}))
+        values = self._engine.run({**batch, **weights}, step.outputs, Control(kept={id: {} for id in self._ids}))
         found = dict(zip(step.outputs, values, strict=True))
         gradients = {name: np.asarray(found[GRADIENT + name]) for name in step.weights}
         losses = {name: float(np.asarray(found[name]).reshape(())) for name in (*step.losses, TOTAL)}

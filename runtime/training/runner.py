@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from runtime.backends.control import Control, Placement
+from runtime.backends.control import Control, Placement, document_node
 from runtime.errors import GraphError
 from runtime.tensors import Tensor
 from runtime.training.step import APPLY, NEXT, RATE, Step
@@ -30,6 +30,7 @@ class StepRunner:
         self, step: Step, backend: Literal["onnxruntime", "numpy"] = "onnxruntime", threads: int | None = None
     ) -> None:
         self.step = step
+        self._ids = {document_node(node) for node in step.model.graph}
         self._carried = tuple(step.carried)
         self._wanted = (*step.numbers, *(NEXT + name for name in self._carried))
         self._numbers = len(self._wanted) - len(self._carried)
@@ -73,7 +74,7 @@ class StepRunner:
         feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32)}
         if self.step.accumulates:
             feeds[APPLY] = np.asarray(apply)
-        control = Control(None, cancel, kept={})
+        control = Control(None, cancel, kept={id: {} for id in self._ids})
         if self.is_whole:
             binding, after = self._rounds[0]
             self._piece.run_binding(self._wanted, binding, feeds, control)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any, ClassVar
@@ -26,6 +27,10 @@ _ZERO_POINTS = (
     "Packed along the rows, (experts, ceil(rows * bits / 8)), if scales are by row; along the blocks of each row, "
     "(experts, rows, ceil(blocks * bits / 8)), if they are by block. Without it the zero point is 2^(bits-1)."
 )
+
+LARGE_COPY = 64 << 20
+"""Bytes of packed weights from which on it matters that ONNX Runtime has them a second time."""
+COPIED = "its gradient is computed there, and ONNX Runtime's copy of its weights is given back meanwhile"
 
 
 class QMoE(Node):
@@ -216,6 +221,14 @@ class QMoE(Node):
         from qmoe_node.compiled_tiles import is_best_at
 
         return is_best_at(shapes, attributes)
+
+    @staticmethod
+    def numpy_trains(inputs: Mapping[str, ValueType], attributes: Mapping[str, Any], exact: bool) -> str:
+        """Whether ONNX Runtime's copy of the weights, in an order of its own, takes much memory."""
+        types = [type for port, type in inputs.items() if port.endswith("_experts_weights")]
+        shapes = [type.shape for type in types if isinstance(type, TensorType) and type.shape is not None]
+        packed = sum(math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)
+        return COPIED if exact and packed >= LARGE_COPY else ""
 
     @staticmethod
     def lower(site: Any, exact: bool) -> None:

@@ -177,6 +177,9 @@ class Node:
     numpy_pays_now: ClassVar[Callable[..., bool] | None] = None
     """Whether that holds for inputs of these sizes, too, where a node runs alone: `(shapes: dict[port, tuple of int],
     attributes: dict)`. Runs in which it does not are ONNX Runtime's. Or None, which stands for always."""
+    numpy_trains: ClassVar[Callable[..., str] | None] = None
+    """Why a node should run in its NumPy kernel as long as forward and backward passes alternate, with the arguments of
+    `numpy_pays`; empty if it should not. Or None, which stands for never."""
     expand: ClassVar[Callable[..., Any] | None] = None
     """Rewrite into standard ONNX operators (see `runtime.lowering`), or None."""
     gradient: ClassVar[Callable[..., Any] | None] = None

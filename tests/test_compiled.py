@@ -1,7 +1,10 @@
 """The compiled loops over packed weights: NumPy's numbers, whichever processor, threads and numbers of tokens."""
 
 import importlib
+import json
 import multiprocessing
+import os
+import subprocess
 import sys
 import threading
 
@@ -20,6 +23,7 @@ from qmoe_node.parallel import in_order
 from qmoe_node.tiles import PackedTiles
 from runtime import Graph, GraphError, Session, Tensor
 from runtime.backends.control import Control, observed
+from tests.commands import ROOT
 from tests.qmoe_layers import make_layer
 from tests.test_qmoe_forward import assert_close
 from tests.test_qmoe_gradients import assert_slopes, upstream_of
@@ -255,6 +259,51 @@ def test_without_numba_everything_runs(monkeypatch):
     for port, other in qmoe_node.gradients(inputs, attributes, upstream_of(inputs)).items():
         assert np.abs(other - gradients[port]).max() <= 1e-5 * np.abs(other).max(), port
     assert Session(graph_of(inputs, attributes)).placement == {"moe": "onnxruntime"}
+
+
+COPIES = """
+import json
+import numpy as np
+from qmoe_node import compiled_tiles
+from runtime import Session
+from tests.qmoe_layers import make_layer
+from tests.test_compiled import fed, graph_of
+
+compiled_tiles.is_installed = lambda: False
+with open("/proc/self/status") as file:
+    def private():
+        file.seek(0)
+        return next(int(line.split()[1]) // 1024 for line in file if line.startswith("RssAnon"))
+    inputs, attributes = make_layer(hidden=1024, inter=1024, experts=96, block_size=32)
+    given, start = fed(3, hidden=1024, experts=96), private()
+    session = Session(graph_of(inputs, attributes, ("tokens", 1024)), threads=1)
+    results, memory, places = [session.forward(given)["y"]], [private() - start], [session.placement["moe"]]
+    for _ in range(2):
+        session.backward({"y": np.ones((3, 1024), np.float32)}, wanted=["x"])
+        results.append(session.forward(given)["y"])
+        memory.append(private() - start)
+        places.append(session.placement["moe"])
+    notes = [str(finding) for finding in session.findings]
+    for _ in range(3):
+        results.append(session.forward(given)["y"])
+        memory.append(private() - start)
+        places.append(session.placement["moe"])
+apart = max(float(np.abs(result - results[0]).max() / np.abs(results[0]).max()) for result in results)
+print(json.dumps({"memory": memory, "places": places, "notes": notes, "apart": apart}))
+"""
+
+
+def test_without_numba_onnx_runtimes_copies_are_given_back_as_long_as_there_are_backward_passes():
+    if not os.path.exists("/proc/self/status"):
+        pytest.skip("needs /proc")
+    words = [sys.executable, "-c", COPIES]
+    found = json.loads(subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
+    assert found["places"] == ["onnxruntime", *["numpy"] * 3, *["onnxruntime"] * 2]
+    assert any("copy of its weights is given back meanwhile" in note for note in found["notes"])
+    packed, memory = 96, found["memory"]  # megabytes
+    assert memory[0] > 0.8 * packed and memory[-1] > 0.8 * packed
+    assert max(memory[1:3]) < memory[0] - 0.6 * packed
+    assert found["apart"] < 1e-5
 
 
 def test_numba_that_does_not_load_is_reported_and_done_without(monkeypatch):

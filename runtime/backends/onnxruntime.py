@@ -18,6 +18,9 @@ from runtime.backends.partition import Piece, extract, partition, sorted_inputs
 from runtime.errors import Finding, GraphError, Severity
 from runtime.types import ElementType
 
+PASSES_BETWEEN = 2
+"""Forward passes between two backward passes at most, as long as a session trains."""
+
 
 class _Repartition(Exception):
     """A piece turned out, during a run, to hold a node that ONNX Runtime cannot run."""
@@ -66,7 +69,9 @@ class Engine:
         }
         self._on_numpy: dict[str, str] = {}
         self._refused: set[str] = set()
-        self._drops_copies = False
+        self._drops_copies = self._trains = False
+        self._trained: list[str] = []
+        self._passes = 0
         for node in model.graph:
             reason = self._why_numpy(node)
             if reason:
@@ -222,6 +227,9 @@ class Engine:
 
     def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
+        self._passes += 1
+        if self._trained and self._passes > PASSES_BETWEEN:
+            self._end_training()
         if control.times is None and control.progress is None:
             whole = self._whole or self._lone(feeds)
             if whole is not None:
@@ -246,11 +254,42 @@ class Engine:
         return None if whole is None else whole.shortcut(wanted)
 
     def drop_copies(self) -> None:
-        """From now on NumPy runs what either can: ONNX Runtime's copies of its weights are given back."""
+        """From now on NumPy runs what either can: ONNX Runtime's copies of its weights are given back.
+
+        What NumPy runs well only beside a backward pass goes back to ONNX Runtime when none has come for some runs.
+        """
+        self._passes = 0
+        if self._trains:
+            return
+        self._trains = self._drops_copies = True
         for index in self._choices:
             self._natives.pop(index, None)
         self._choices.clear()
-        self._drops_copies = True
+        moved = {
+            document_node(node): reason
+            for piece in self._pieces
+            for node in piece.nodes
+            if piece.native and (reason := self._why_trained_on_numpy(node))
+        }
+        if moved:
+            self._on_numpy |= moved
+            self._trained += moved
+            self._build()
+
+    def _why_trained_on_numpy(self, node: ir.Node) -> str:
+        """Why a node that ONNX Runtime runs is better run by NumPy in training; empty if it is not."""
+        if self._options.as_is or node in self._barriers:
+            return ""
+        reason = why_numpy_pays(node, self._opsets, self._options, trains=True)
+        parts = [other for other in self._model.graph if document_node(other) == document_node(node)] if reason else []
+        return reason if len(parts) == 1 else ""
+
+    def _end_training(self) -> None:
+        for id in self._trained:
+            del self._on_numpy[id]
+        self._trained.clear()
+        self._trains = False
+        self._build()
 
     def _run_pieces(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         values: dict[str, Any] = dict(feeds)
@@ -300,16 +339,20 @@ class Engine:
         return [values[value] for value in keep]
 
 
-def why_numpy_pays(node: ir.Node, opsets: Mapping[str, int], options: Options) -> str:
-    """Why a node is better computed by its NumPy kernel than by ONNX Runtime's CPU; empty if it is not."""
+def why_numpy_pays(node: ir.Node, opsets: Mapping[str, int], options: Options, trains: bool = False) -> str:
+    """Why a node is better computed by its NumPy kernel than by ONNX Runtime's CPU, where a session `trains` or else;
+    empty if it is not."""
     node_type = catalog.find(operator_name(node), opsets)
-    if node_type is None or node_type.numpy_pays is None or options.providers != CPU:
+    if node_type is None or options.providers != CPU:
+        return ""
+    rule = node_type.numpy_trains if trains else node_type.numpy_pays
+    if rule is None:
         return ""
     from runtime.lowering import type_in_model
 
     names = port_names(node_type, len(node.inputs))
     types = {name: type_in_model(value) for name, value in zip(names, node.inputs, strict=False) if value is not None}
-    return node_type.numpy_pays(types, attribute_values(node), options.precision == "exact")
+    return rule(types, attribute_values(node), options.precision == "exact")
 
 
 def inline_functions(model: ir.Model) -> None:

@@ -35,7 +35,7 @@ def backward(layer: Layer, inputs: Arrays, upstream: np.ndarray, wrt: Collection
     tokens = inputs["input"].reshape(-1, layer.hidden).astype(np.float32)
     outgoing = upstream.reshape(-1, layer.hidden).astype(np.float32)
     routing = route_tokens(layer, inputs)
-    kept = take(inputs, tokens, routing)
+    kept = take(layer, inputs, tokens, routing)
     sums = _Sums(layer, inputs, wrt)
     moved = np.zeros(tokens.shape if "input" in wrt else (0, layer.hidden), np.float32)
     shares = np.zeros(routing.weights.shape, np.float32)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from runtime.backends.control import Announce, Control, Placement, Progress, Shortcut
+from runtime.backends.control import Announce, Control, KernelValues, Placement, Progress, Shortcut
 from runtime.backends.inputs import Acceptor, signature
 from runtime.check import Checker
 from runtime.compile import compile_graph
@@ -352,10 +352,6 @@ def _length(array: np.ndarray) -> float:
     return math.sqrt(sum(float(piece @ piece) for piece in pieces))
 
 
-def _nbytes(values: Mapping[Any, Any]) -> int:
-    return sum(value.nbytes for value in values.values())
-
-
 _UNOBSERVED = Control()
 
 
@@ -369,7 +365,7 @@ class _Prepared:
         self.guard = Guard(graph, checker) if settings[0] == "onnxruntime" else _NoGuard()
         self.keeps: tuple[str, ...] = ()
         """What a forward pass keeps for the backward pass, beside the outputs."""
-        self.kept: tuple[Mapping[str, Any], dict[str, Any], Mapping[str, dict[Any, Any]]] = {}, {}, {}
+        self.kept: tuple[Mapping[str, Any], dict[str, Any], Mapping[str, KernelValues]] = {}, {}, {}
         """The inputs of the last forward pass that kept something, what it kept, and what its kernels kept by node."""
         self._backwards: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], tuple[Backward, _Engine]] = OrderedDict()
         self._ports: dict[PortRef, str] = {}
@@ -429,7 +425,7 @@ class _Prepared:
         inputs = {plan.seeds[name]: seed(name, value, kept[name]) for name, value in given.items()}
         inputs |= {name: kept[name] for group in plan.kept.values() for name in group}
         control.kept = by_kernels = self.kept[2]
-        there = {node: _nbytes(values) for node, values in by_kernels.items()}
+        there = {node: values.nbytes for node, values in by_kernels.items()}
         computed = tuple(name for name in dict.fromkeys(plan.gradients.values()) if name not in inputs)
         read = {name: inputs[name] for name in plan.inputs}
         values = inputs | (dict(zip(computed, engine.run(read, computed, control), strict=True)) if computed else {})
@@ -439,14 +435,14 @@ class _Prepared:
             results[place] = np.zeros_like(self._value(name, feeds)) if found is None else values[found]
         read_bytes = {node: sum(kept[name].nbytes for name in group) for node, group in plan.kept.items() if group}
         for node, size in there.items():
-            if taken := size - _nbytes(by_kernels[node]):
+            if taken := size - by_kernels[node].nbytes:
                 read_bytes[node] = read_bytes.get(node, 0) + taken
-            by_kernels[node].clear()
+            by_kernels[node].by_key.clear()
         return results, read_bytes
 
-    def room_for_kernels(self) -> dict[str, dict[Any, Any]]:
-        """Where kernels of a forward pass keep something, for nodes whose gradients need numbers of it."""
-        return {node: {} for plan, _ in self._backwards.values() for node in plan.kept}
+    def room_for_kernels(self) -> dict[str, KernelValues]:
+        """Where kernels of a forward pass keep something, for nodes whose gradients read numbers of it."""
+        return {node: KernelValues() for plan, _ in self._backwards.values() for node in plan.kept}
 
     def findings(self) -> list[Finding]:
         """What the backend has to say of all passes."""

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import qmoe_node
 from qmoe_node import backward as backward_pass
 from qmoe_node import kept as kept_pass
 from runtime import Graph, Session, Tensor
+from runtime.backends.control import Control, KernelValues, observed
 from tests.qmoe_layers import layers, make_layer
 
 Arrays = dict[str, np.ndarray]
@@ -116,6 +118,46 @@ def test_what_was_kept_of_other_numbers_is_not_taken(computed: list[int]) -> Non
     assert computed
     session.forward(given)
     assert same(found, session.backward({"y": np.ones_like(given["x"])}))
+
+
+@pytest.mark.parametrize("other", ["fc1_scales", "fc1_zero_points", "fc1_experts_bias", "fc3_scales", "fc1_bits"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_layers_of_one_node_that_share_their_codes_are_told_apart(computed: list[int], other: str, order: int) -> None:
+    """As in a function or in the body of a loop: the same tokens go to the same experts of several layers."""
+    inputs, attributes = make_layer(tokens=12, block_size=16, zero_points=True, fc3=True, activation_type="silu")
+    changed = {**inputs, other: inputs[other] + inputs[other].dtype.type(1)} if other in inputs else inputs
+    two = attributes if other in inputs else {**attributes, "fc1_expert_weight_bits": 2, "expert_weight_bits": 4}
+    if other == "fc1_bits":  # the same bytes as twice as many codes of half the width
+        changed = {**inputs, "fc1_experts_weights": inputs["fc1_experts_weights"][..., : inputs["input"].shape[1] // 4]}
+    cases = [(inputs, attributes), (changed, two)]
+    upstream = np.random.default_rng(1).standard_normal(inputs["input"].shape).astype(np.float32)
+    expected = [qmoe_node.gradients(*case, upstream) for case in cases]
+    computed.clear()
+    with observed(Control(kept={"": KernelValues(is_one_run=True)})):
+        for case in cases:
+            qmoe_node.evaluate(*case)
+        found = [qmoe_node.gradients(*case, upstream) for case in cases[::order]][::order]
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+    assert not computed
+
+
+def test_what_somebody_may_write_into_is_not_relied_on(computed: list[int]) -> None:
+    inputs, attributes = make_layer(tokens=12)
+    graph = graph_of(inputs, attributes)
+    graph.remove("fc1_scales")
+    graph.add("Input", "fc1_scales", parameters={"type": "tensor(float)"})
+    graph.wire("fc1_scales.value", "moe0.fc1_scales")
+    given = {"x": inputs["input"], "router": inputs["router_probs"], "fc1_scales": inputs["fc1_scales"].copy()}
+    session, upstream = Session(graph, "numpy"), {"y": np.ones_like(inputs["input"])}
+    for _ in range(2):
+        session.forward(given)
+        session.backward(upstream)
+    session.forward(given)
+    given["fc1_scales"] *= 3
+    found = session.backward(upstream)
+    assert computed
+    session.forward(given)
+    assert same(found, session.backward(upstream))
 
 
 def test_too_much_is_not_kept(computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

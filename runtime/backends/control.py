@@ -25,11 +25,27 @@ Shortcut: TypeAlias = Callable[[Mapping[str, Any]], Sequence[Any]]
 
 
 @dataclass(slots=True)
+class KernelValues:
+    """What one node's kernel keeps in a forward pass for its backward pass, by a key of its own: each has `nbytes`.
+
+    `is_one_run` says that both passes are one run, so that nobody writes into a value between them.
+    """
+
+    is_one_run: bool = False
+    by_key: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory all of it takes."""
+        return sum(value.nbytes for value in self.by_key.values())
+
+
+@dataclass(slots=True)
 class Control:
     """The observers of one run. `times` collects seconds by node id where it is a dictionary.
 
-    `kept` is what kernels of a forward pass keep for those of its backward pass: by the id of each node that has a
-    gradient, and there by a key of the kernel's own, something that has `nbytes`.
+    `kept` is where kernels of a forward pass keep something for its backward pass: by the id of each node whose
+    gradient reads numbers of it.
     """
 
     progress: Progress | None = None
@@ -38,7 +54,7 @@ class Control:
     total: int = 0
     done: int = 0
     announce: Announce | None = None
-    kept: Mapping[str, dict[Any, Any]] = field(default_factory=dict)
+    kept: Mapping[str, KernelValues] = field(default_factory=dict)
     node: str = ""
 
     def step(self, node: str, count: int = 1, together: Callable[[], tuple[str, ...]] | None = None) -> None:
@@ -97,7 +113,7 @@ def allowed_threads() -> int | None:
     return found
 
 
-def kept_values() -> dict[Any, Any] | None:
+def kept_values() -> KernelValues | None:
     """What the running node's kernel keeps for its backward pass, or has kept; None where there is none to come."""
     control: Control | None = getattr(_running, "control", None)
     return None if control is None else control.kept.get(control.node)

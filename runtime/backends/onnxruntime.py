@@ -18,8 +18,9 @@ from runtime.backends.partition import Piece, extract, partition, sorted_inputs
 from runtime.errors import Finding, GraphError, Severity
 from runtime.types import ElementType
 
-PASSES_BETWEEN = 2
-"""Forward passes between two backward passes at most, as long as a session trains."""
+PASSES_BETWEEN = 16
+"""Forward passes after a backward pass from which on a session does not train any more: about as long as they take in
+NumPy with few tokens, it takes to go back to ONNX Runtime."""
 
 
 class _Repartition(Exception):
@@ -72,6 +73,7 @@ class Engine:
         self._drops_copies = self._trains = False
         self._trained: list[str] = []
         self._passes = 0
+        self._between = PASSES_BETWEEN
         for node in model.graph:
             reason = self._why_numpy(node)
             if reason:
@@ -228,7 +230,7 @@ class Engine:
     def run(self, feeds: Mapping[str, Any], wanted: tuple[str, ...], control: Control) -> list[Any]:
         """The values called `wanted`, of inputs by name."""
         self._passes += 1
-        if self._trained and self._passes > PASSES_BETWEEN:
+        if self._trained and self._passes > self._between:
             self._end_training()
         if control.times is None and control.progress is None:
             whole = self._whole or self._lone(feeds)
@@ -285,11 +287,18 @@ class Engine:
         return reason if len(parts) == 1 else ""
 
     def _end_training(self) -> None:
-        for id in self._trained:
-            del self._on_numpy[id]
+        """Goes back to ONNX Runtime, if there is the memory for it; the next time later, if training went on."""
+        self._between *= 4
+        before = self._on_numpy
+        self._on_numpy = {id: reason for id, reason in before.items() if id not in self._trained}
+        try:
+            self._build()
+        except MemoryError:
+            self._on_numpy = before
+            self._build()
+            return
         self._trained.clear()
         self._trains = False
-        self._build()
 
     def _run_pieces(self, feeds: Mapping[str, Any], wanted: Sequence[str], control: Control) -> list[Any]:
         values: dict[str, Any] = dict(feeds)

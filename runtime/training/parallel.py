@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from runtime.backends.control import Control, document_node
+from runtime.backends.control import Control, KernelValues, document_node
 from runtime.cluster import Done, Pool, Task, Tell
 from runtime.errors import GraphError
 from runtime.graph import Graph, PortRef
@@ -70,7 +70,8 @@ class GradientRunner:
     def run(self, weights: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]) -> Gradients:
         """The gradients at these weights of the mean over these rows."""
         step = self._step
-        values = self._engine.run({**batch, **weights}, step.outputs, Control(kept={id: {} for id in self._ids}))
+        control = Control(kept={id: KernelValues(is_one_run=True) for id in self._ids})
+        values = self._engine.run({**batch, **weights}, step.outputs, control)
         found = dict(zip(step.outputs, values, strict=True))
         gradients = {name: np.asarray(found[GRADIENT + name]) for name in step.weights}
         losses = {name: float(np.asarray(found[name]).reshape(())) for name in (*step.losses, TOTAL)}

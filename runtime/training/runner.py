@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from runtime.backends.control import Control, Placement, document_node
+from runtime.backends.control import Control, KernelValues, Placement, document_node
 from runtime.errors import GraphError
 from runtime.tensors import Tensor
 from runtime.training.step import APPLY, NEXT, RATE, Step
@@ -74,7 +74,7 @@ class StepRunner:
         feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32)}
         if self.step.accumulates:
             feeds[APPLY] = np.asarray(apply)
-        control = Control(None, cancel, kept={id: {} for id in self._ids})
+        control = Control(None, cancel, kept={id: KernelValues(is_one_run=True) for id in self._ids})
         if self.is_whole:
             binding, after = self._rounds[0]
             self._piece.run_binding(self._wanted, binding, feeds, control)

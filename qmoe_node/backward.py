@@ -14,7 +14,7 @@ from qmoe_node.activations import activate, activate_gradient
 from qmoe_node.compiled_tiles import tiles_of
 from qmoe_node.kept import First, take
 from qmoe_node.kernel import Share, by_expert, first_of, quiet, route_tokens, threads_for
-from qmoe_node.kernel_weights import tile_height, tiles
+from qmoe_node.kernel_weights import tiles
 from qmoe_node.layer import FLOAT_LAYOUTS, Layer, Projection
 from qmoe_node.parallel import in_order
 from qmoe_node.routing import route_gradient
@@ -122,11 +122,12 @@ def _pull(
     followed = sums.follows(projection)
     if not (needed or followed):
         return result
-    unpacked = tiles_of(projection, inputs, expert)
+    at_once = 1 + followed  # weights, and their gradient
+    unpacked = tiles_of(projection, inputs, expert, at_once)
     arranged = unpacked.arranged(x) if followed else x
     transposed = np.ascontiguousarray(g.T) if followed else g.T
-    room = np.empty((min(tile_height(projection), projection.rows), projection.columns), np.float32)
-    for start, stop in tiles(projection):
+    room = np.empty((unpacked.height, projection.columns), np.float32)
+    for start, stop in tiles(projection, at_once):
         if followed:
             gradient = np.matmul(transposed[start:stop], arranged, out=room[: stop - start])
             sums.weights(projection, expert, start, gradient, unpacked)

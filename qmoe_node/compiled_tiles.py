@@ -14,7 +14,7 @@ import numpy as np
 
 from qmoe_node.attributes import PROJECTIONS
 from qmoe_node.checks import examine
-from qmoe_node.kernel_weights import expert_zero_points, tile_height
+from qmoe_node.kernel_weights import expert_zero_points
 from qmoe_node.layer import Projection
 from qmoe_node.packing import default_zero_point
 from qmoe_node.tiles import PackedTiles, StoredTiles, Tiles, codes_in_byte, expert_scales
@@ -114,20 +114,20 @@ def is_best_at(shapes: Mapping[str, Sequence[int]], attributes: Mapping[str, Any
     return choices <= most * experts
 
 
-def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> Tiles:
-    """One expert's weights."""
+def tiles_of(projection: Projection, inputs: Mapping[str, np.ndarray], expert: int, at_once: int = 1) -> Tiles:
+    """One expert's weights; `at_once` as in `kernel_weights.tiles`."""
     if not codes_in_byte(projection):
-        return StoredTiles(projection, inputs, expert)
+        return StoredTiles(projection, inputs, expert, at_once)
     weights = len(inputs[projection.port("experts_weights")]) * projection.rows * projection.columns
     is_compiled = weights >= WORTH_COMPILED and can_compile(projection) and compiled_loops() is not None
-    return (CompiledTiles if is_compiled else PackedTiles)(projection, inputs, expert)
+    return (CompiledTiles if is_compiled else PackedTiles)(projection, inputs, expert, at_once)
 
 
 class CompiledTiles(Tiles):
     """Weights in whole blocks and bytes, with compiled loops."""
 
-    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> None:
-        super().__init__(projection, inputs, expert)
+    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int, at_once: int = 1) -> None:
+        super().__init__(projection, inputs, expert, at_once)
         found = compiled_loops()
         assert found is not None
         rows = projection.rows
@@ -177,8 +177,7 @@ class CompiledTiles(Tiles):
     @cached_property
     def _room(self) -> np.ndarray:
         """What tiles are unpacked into."""
-        height = min(tile_height(self._projection), self._projection.rows)
-        return np.empty((height, self._projection.columns), np.float32)
+        return np.empty((self.height, self._projection.columns), np.float32)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:

@@ -17,16 +17,19 @@ TILE_ROWS = 16
 Arrays = Mapping[str, np.ndarray]
 
 
-def tiles(projection: Projection) -> Iterator[tuple[int, int]]:
-    """(first row, row after the last) of the tiles in which a projection's weights are dequantized."""
-    height = tile_height(projection)
+def tiles(projection: Projection, at_once: int = 1) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of the tiles in which a projection's weights are dequantized.
+
+    `at_once` is how many matrices of a tile's size are worked with at a time: they share the cache.
+    """
+    height = tile_height(projection, at_once)
     for start in range(0, projection.rows, height):
         yield start, min(start + height, projection.rows)
 
 
-def tile_height(projection: Projection) -> int:
+def tile_height(projection: Projection, at_once: int = 1) -> int:
     """How many rows a tile has, but for the last one."""
-    return max(TILE_ROWS, TILE_ELEMENTS // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
+    return max(TILE_ROWS, TILE_ELEMENTS // at_once // max(1, projection.columns) // TILE_ROWS * TILE_ROWS)
 
 
 def expert_weights(

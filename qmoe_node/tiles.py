@@ -24,12 +24,14 @@ class Tiles(ABC):
     """The weights of one expert in one projection, a tile of rows at a time.
 
     What `weights` returns may be overwritten by the next call: memory that is taken anew for each tile costs more than
-    what is computed in it.
+    what is computed in it. `at_once` as in `kernel_weights.tiles`.
     """
 
-    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> None:
+    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int, at_once: int = 1) -> None:
         self._projection, self._inputs, self._expert = projection, inputs, expert
         self._in_byte = codes_in_byte(projection)
+        self.height = min(tile_height(projection, at_once), projection.rows)
+        """The rows of a tile, at most."""
 
     @abstractmethod
     def weights(self, start: int, stop: int) -> np.ndarray:
@@ -94,11 +96,11 @@ class PackedTiles(Tiles):
 
     _last: tuple[int, np.ndarray] | None = None
 
-    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int) -> None:
-        super().__init__(projection, inputs, expert)
+    def __init__(self, projection: Projection, inputs: Mapping[str, np.ndarray], expert: int, at_once: int = 1) -> None:
+        super().__init__(projection, inputs, expert, at_once)
         self._codes = inputs[projection.port("experts_weights")][expert]
         self._width = projection.block_size // self._in_byte
-        height = min(tile_height(projection), projection.rows)
+        height = self.height
         zeros = expert_zero_points(projection, inputs, expert)
         # Differences of codes of 8 bits need one bit more.
         self._digits = np.empty((height, projection.blocks, self._width), "int16" if projection.bits == 8 else "uint8")

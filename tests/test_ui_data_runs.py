@@ -20,7 +20,7 @@ from ui import theme
 from ui.data_runs import DataPane
 from ui.window import Window
 
-ENOUGH = 60_000
+ENOUGH = 180_000  # Ray takes its time where others are at work, too
 
 
 @pytest.fixture
@@ -78,15 +78,15 @@ def test_a_document_is_run_over_a_data_set_with_its_unsaved_edits(window: Window
 
 def test_a_run_on_a_cluster_is_stopped_and_gone_on_with(window: Window, qtbot: QtBot, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    np.savez(tmp_path / "d.npz", index=np.arange(160_000) % 10)
+    np.savez(tmp_path / "d.npz", index=np.arange(96_000) % 10)
     pane = pane_of(window)
-    window.editor.show(slow(1000), tmp_path / "table.yaml", changed=True)
+    window.editor.show(slow(4000), tmp_path / "table.yaml", changed=True)
     fill(pane.data, "d.npz")
     fill(pane.out, "scored")
     pane.workers.setValue(2)
     pane.batch.setValue(100)
     press(pane.start)
-    qtbot.waitUntil(lambda: pane.progress.maximum() == 100 and pane.progress.value() > 3, timeout=ENOUGH)
+    qtbot.waitUntil(lambda: pane.progress.maximum() == 60 and pane.progress.value() > 3, timeout=ENOUGH)
     assert "rows/s" in pane.at.text() and "worker" in pane.at.text()
     assert "Worker" in pane.log.toPlainText()
     press(pane.halt)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -12,14 +11,6 @@ import pytest
 from runtime.connecting import LOCAL, connect
 from runtime.errors import Cancelled
 from runtime.interrupts import delayed, interrupting, remembering
-
-
-@pytest.fixture(autouse=True)
-def as_in_a_terminal() -> Iterator[None]:
-    """Who runs tests in the background may have told the system to ignore Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def press() -> None:

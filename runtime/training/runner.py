@@ -74,7 +74,7 @@ class StepRunner:
         feeds: dict[str, Any] = {**batch, RATE: np.asarray(rate, np.float32)}
         if self.step.accumulates:
             feeds[APPLY] = np.asarray(apply)
-        control = Control(None, cancel, kept={id: KernelValues(is_one_run=True) for id in self._ids})
+        control = Control(None, cancel)
         if self.is_whole:
             binding, after = self._rounds[0]
             self._piece.run_binding(self._wanted, binding, feeds, control)
@@ -84,6 +84,7 @@ class StepRunner:
             self._values = after
             self._rounds.reverse()
         else:
+            control.kept = {id: KernelValues(is_one_run=True) for id in self._ids}
             results = self._engine.run(feeds | self._values, self._wanted, control)
             self._values = dict(zip(self._carried, results[self._numbers :], strict=True))
         return {

@@ -20,7 +20,7 @@ from ui import theme
 from ui.data_runs import DataPane
 from ui.window import Window
 
-ENOUGH = 180_000  # Ray takes its time where others are at work, too
+ENOUGH = 60_000
 
 
 @pytest.fixture
